@@ -1,0 +1,283 @@
+"""CIFAR-10 and shifted sets on disk -> uint8 tensors; splits; safe readers; the stand-in set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from helpers.runtime import ROOT, CourseError, generator, shown
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+STAND_IN_CLASSES = ("disc", "square", "triangle", "ring", "plus", "rows", "columns", "diagonals", "checks", "dots")
+CIFAR10 = "CIFAR-10"
+STAND_IN = "stand-in"
+BANNER = (
+    "STAND-IN DATA: CIFAR-10 is not here and could not be downloaded. What follows runs on ten drawn shapes; "
+    "its numbers say that the code works and nothing about the paper."
+)
+
+Split = Literal["train", "test"]
+
+
+class ImageSet(NamedTuple):
+    """images uint8 [N, 3, 32, 32], labels int64 [N], the ten class names, and where they come from."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...] = CLASSES
+    source: str = CIFAR10
+
+    def take(self, indices: Tensor) -> ImageSet:
+        return self._replace(images=self.images[indices], labels=self.labels[indices])
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on and what it is selected by; both come from the training set, never from the test set."""
+
+    train: ImageSet
+    val: ImageSet
+
+    @property
+    def source(self) -> str:
+        return self.train.source
+
+
+# ---------------------------------------------------------------------------------------------- CIFAR-10 on disk
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder that holds `cifar-10-batches-py`: the argument, else $CIFAR10_ROOT, else data/ of the project.
+
+    A relative $CIFAR10_ROOT counts from the project, not from wherever a notebook's kernel happens to run.
+    """
+    chosen = Path(root or os.environ.get("CIFAR10_ROOT") or "data").expanduser()
+    return chosen if chosen.is_absolute() or root else ROOT / chosen
+
+
+def load_cifar10(split: Split, root: str | Path | None = None) -> tuple[Tensor, Tensor]:
+    """One half of CIFAR-10, checked against the official MD5s before a byte of it is unpickled.
+
+    Returns images uint8 [N, 3, 32, 32] and labels int64 [N], N = 50,000 (train) or 10,000 (test).
+    Raises CourseError if the folder is missing, or a file is missing, truncated or altered.
+    Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html
+    """
+    from torchvision.datasets import CIFAR10 as Reference
+
+    if split not in ("train", "test"):
+        raise CourseError(f"CIFAR-10 has no split {split!r}: choose 'train' or 'test'.")
+    folder = data_root(root) / "cifar-10-batches-py"
+    advice = (
+        "run `python -m helpers fetch` to download the set, or set CIFAR10_ROOT to the folder that holds "
+        "cifar-10-batches-py"
+    )
+    if not folder.is_dir():
+        raise CourseError(f"CIFAR-10 is not in {shown(folder)}: {advice}.")
+    entries = []
+    for name, md5 in Reference.train_list if split == "train" else Reference.test_list:
+        try:
+            raw = (folder / name).read_bytes()
+        except FileNotFoundError:
+            raise CourseError(f"{shown(folder / name)} is missing: {advice}.") from None
+        except OSError as error:
+            raise CourseError(
+                f"{shown(folder / name)} cannot be read ({error.strerror}): mend its permissions, or {advice}."
+            ) from error
+        if hashlib.md5(raw, usedforsecurity=False).hexdigest() != md5:
+            raise CourseError(
+                f"{shown(folder / name)} is damaged ({len(raw):,} bytes, MD5 differs from the official "
+                f"{md5}): delete the folder {shown(folder)}, then {advice}."
+            )
+        entries.append(pickle.loads(raw, encoding="latin1"))  # the MD5 above says it is the official file
+    images = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([entry["labels"] for entry in entries])
+    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+
+
+def fetch(root: str | Path | None = None) -> Path:
+    """Download CIFAR-10 through torchvision unless it is there already; returns the folder that holds it.
+
+    The download goes to a temporary folder on the same disk and is renamed when its MD5s are right, so a broken
+    connection leaves nothing behind. Raises CourseError without a network or a writable folder.
+    """
+    from torchvision.datasets import CIFAR10 as Reference
+
+    root = data_root(root)
+    if (root / "cifar-10-batches-py").exists():
+        for split in ("train", "test"):
+            load_cifar10(split, root)  # says which file is wrong, if one is
+        return root
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".cifar10-", dir=root))
+    except OSError as error:
+        raise CourseError(
+            f"Cannot write to {shown(root)} ({error.strerror}): set CIFAR10_ROOT to a folder you may write to."
+        ) from error
+    try:
+        Reference(temporary, train=True, download=True)
+        (temporary / "cifar-10-batches-py").rename(root / "cifar-10-batches-py")
+    except Exception as error:  # URLError, RuntimeError, OSError ...: torchvision has no one type for a failed download
+        raise CourseError(
+            f"CIFAR-10 could not be downloaded ({type(error).__name__}: {error}): check the network and "
+            f"the space in {shown(root)} and try again, or copy cifar-10-batches-py there."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return root
+
+
+def load_set(split: Split, stand_in: bool = False, root: str | Path | None = None) -> ImageSet:
+    """CIFAR-10 where it is there; where it is not, the stand-in set if `stand_in` allows it, else CourseError.
+
+    Damaged files are an error in either case: somebody who has the set wants to know that it is broken.
+    """
+    if stand_in and not (data_root(root) / "cifar-10-batches-py").exists():
+        return draw_stand_in(12_000 if split == "train" else 2_000, seed=0 if split == "train" else 1)
+    return ImageSet(*load_cifar10(split, root))
+
+
+def split_train_val(
+    full: ImageSet, val_size: int = 5_000, train_size: int | None = None, seed: int = 0
+) -> TrainingData:
+    """Cut a training set in two, each class in equal share in both (45,000/5,000 for CIFAR-10 by default).
+
+    `train_size` keeps a stratified part of the rest for quick runs. The same seed gives the same images whatever the
+    network or the run's own seed, so that runs can be compared on one validation set.
+    """
+    rest = len(full.labels) - val_size
+    train_size = rest if train_size is None else train_size
+    if not (10 <= val_size < len(full.labels) and 10 <= train_size <= rest):
+        raise CourseError(
+            f"Cannot split {len(full.labels):,} images into {train_size:,} for training and {val_size:,} "
+            "for validation: both need at least 10 and together at most what there is."
+        )
+    indices, labels = np.arange(len(full.labels)), full.labels.numpy()
+    train, val = train_test_split(indices, test_size=val_size, stratify=labels, random_state=seed)
+    if train_size < len(train):
+        train, _ = train_test_split(train, train_size=train_size, stratify=labels[train], random_state=seed)
+    return TrainingData(full.take(torch.from_numpy(np.sort(train))), full.take(torch.from_numpy(np.sort(val))))
+
+
+# -------------------------------------------------------------------------------------------- the stand-in set
+
+
+def draw_stand_in(count: int, seed: int = 0) -> ImageSet:
+    """Ten drawn classes of shapes and textures, `count` images in equal shares: what `quick` uses without CIFAR-10.
+
+    Every image has its own place, size, contrast and noise; two colours that differ carry no class information.
+    """
+    g = generator(0x57A4D1, seed)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *(shape or (1, 1)), generator=g)
+
+    labels = torch.arange(count) % 10
+    labels = labels[torch.randperm(count, generator=g)]
+    axis = torch.arange(32.0)
+    y, x = axis.view(1, 32, 1) - uniform(11, 21), axis.view(1, 1, 32) - uniform(11, 21)
+    size, period = uniform(6, 10), uniform(5, 8)
+    wave_y, wave_x = torch.sin(y * 2 * torch.pi / period), torch.sin(x * 2 * torch.pi / period)
+    distance = torch.hypot(x, y)
+    square = (x.abs() < size) & (y.abs() < size)
+    drawings = torch.stack(
+        [
+            distance < size,
+            square,
+            (y < size * 0.8) & (y > 2 * x.abs() - size),
+            (distance < size) & (distance > size * 0.55),
+            square & ((x.abs() < size * 0.35) | (y.abs() < size * 0.35)),
+            (wave_y > 0).expand(-1, 32, 32),
+            (wave_x > 0).expand(-1, 32, 32),
+            torch.sin((x + y) * 2 * torch.pi / period / 2**0.5) > 0,
+            (wave_x > 0) ^ (wave_y > 0),
+            (wave_x > 0.3) & (wave_y > 0.3),
+        ]
+    )
+    inside = drawings[labels, torch.arange(count)].unsqueeze(1)
+    paper = uniform(0, 255, 3, 1, 1)
+    ink = (paper + uniform(70, 128, 3, 1, 1) * torch.where(uniform(-1, 1, 3, 1, 1) > 0, 1, -1)) % 256
+    noise = torch.randn(count, 3, 32, 32, generator=g) * uniform(5, 30, 1, 1, 1)
+    images = (torch.where(inside, ink, paper) + noise).clamp(0, 255).to(torch.uint8)
+    return ImageSet(images, labels, STAND_IN_CLASSES, STAND_IN)
+
+
+# --------------------------------------------------------------------------------------------- shifted test sets
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles dicts, lists, numbers, strings and numpy arrays, and refuses every other name a pickle may call."""
+
+    _allowed = frozenset(
+        (f"numpy.{core}.{name}")
+        for core in ("core", "_core")
+        for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
+    ) | {"numpy.ndarray", "numpy.dtype", "_codecs.encode"}
+
+    def find_class(self, module: str, name: str):
+        if f"{module}.{name}" not in self._allowed:
+            raise CourseError(
+                f"the pickle asks for {module}.{name}, which no set of images needs: do not trust this "
+                "file, and get it again from where it was published"
+            )
+        return super().find_class(module, name)
+
+
+def load_shifted(path: str | Path) -> tuple[Tensor, Tensor | None, Tensor]:
+    """A test set that has moved away from CIFAR-10, in one of three published forms.
+
+    * the competition's pickle: a dict with b'data' uint8 [N, 32, 32, 3] and b'ids' (no labels); read by an unpickler
+      that admits numpy arrays and nothing else, since a pickle from the internet may run anything;
+    * CIFAR-10-C: `<kind>.npy` uint8 [N, 32, 32, 3] beside `labels.npy`;
+    * CIFAR-10.1: `<name>_data.npy` beside `<name>_labels.npy`.
+
+    Returns images uint8 [N, 3, 32, 32], labels int64 [N] or None, ids int64 [N] (0 .. N-1 where the set has none).
+    Raises CourseError if the file is missing, hostile, or of another shape.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CourseError(
+            f"{shown(path)} is not a file: give the competition's .pkl, a CIFAR-10-C <kind>.npy or a "
+            "CIFAR-10.1 <name>_data.npy."
+        )
+    labels = ids = None
+    try:
+        if path.suffix == ".npy":
+            images = np.load(path, allow_pickle=False)
+            beside = path.with_name(
+                path.name.replace("_data.npy", "_labels.npy") if path.name.endswith("_data.npy") else "labels.npy"
+            )
+            labels = np.load(beside, allow_pickle=False) if beside.is_file() else None
+        else:
+            with path.open("rb") as file:
+                content = _ArraysOnly(file, encoding="bytes").load()
+            images, ids = (content[key] for key in (b"data", b"ids"))
+    except CourseError as error:
+        raise CourseError(f"{shown(path)} was refused: {error}.") from None
+    except Exception as error:  # a torn or foreign file fails anywhere in the reader, with any type
+        raise CourseError(
+            f"{shown(path)} cannot be read as a set of images ({type(error).__name__}: {error}): "
+            "expected a pickled dict with b'data' and b'ids', or a .npy array."
+        ) from error
+    if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3)):
+        found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise CourseError(f"{shown(path)} holds {found}: expected uint8 [N, 32, 32, 3].")
+    for name, extra in (("labels", labels), ("ids", ids)):
+        if extra is not None and np.shape(extra) != (len(images),):
+            raise CourseError(
+                f"{shown(path)} has {len(images):,} images and {np.size(extra):,} {name}: expected one each."
+            )
+    tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    as_int = lambda values: torch.from_numpy(np.asarray(values).astype(np.int64))  # noqa: E731
+    return tensor, None if labels is None else as_int(labels), as_int(np.arange(len(images)) if ids is None else ids)

@@ -1,0 +1,118 @@
+"""The network of the paper: SEBlock, BasicBlock, SEResNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from helpers.runtime import CourseError
+
+
+class SEBlock(nn.Module):
+    """Squeeze-and-excitation: weigh each channel by what the whole image says about it (Hu et al. 2018, eq. 2-4).
+
+    [B, C, H, W] -> the same shape. `reduction` must divide `channels`; the paper leaves it open, 16 is Hu's default.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+        if reduction < 1 or channels % reduction:
+            raise CourseError(
+                f"A reduction of {reduction} does not divide {channels} channels: choose a divisor, "
+                "such as 2, 4, 8 or 16, that divides the width of every stage."
+            )
+        self.fc1 = nn.Linear(channels, channels // reduction)
+        self.fc2 = nn.Linear(channels // reduction, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = x.mean(dim=(2, 3))
+        weights = torch.sigmoid(self.fc2(torch.relu(self.fc1(squeezed))))
+        return x * weights[:, :, None, None]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and an SE block beside a skip connection (He et al. 2015, fig. 5; SE before the sum).
+
+    [B, in, H, W] -> [B, out, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, reduction: int = 16):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.se = SEBlock(out_channels, reduction)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.bn1(self.conv1(x)))
+        out = self.se(self.bn2(self.conv2(out)))
+        return torch.relu(out + self.downsample(x))
+
+
+class SEResNet(nn.Module):
+    """The paper's network: stem, one stage per entry of `blocks`, pooled head. 4,698,028 parameters by default.
+
+    Images float [B, 3, H, W], normalised, H and W at least 8 -> logits [B, num_classes]. The first stage is `width`
+    wide at full resolution; each further one doubles the width and halves the resolution.
+    Weights: He normal with variance 2 / n_in as the paper writes it, biases 0, batch norm 1 and 0.
+    Raises CourseError for an impossible shape, naming the range that holds.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int] = (3, 3, 4, 3),
+        width: int = 32,
+        reduction: int = 16,
+        dropout: float = 0.5,
+        num_classes: int = 10,
+    ):
+        super().__init__()
+        if not 1 <= len(blocks) <= 4 or min(blocks) < 1:
+            raise CourseError(f"blocks={tuple(blocks)} is not a network: give 1 to 4 stages of 1 or more blocks.")
+        if width < 1 or num_classes < 2 or not 0 <= dropout < 1:
+            raise CourseError(
+                f"width={width}, num_classes={num_classes}, dropout={dropout} is not a network: width is "
+                "at least 1, num_classes at least 2, dropout in [0, 1)."
+            )
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        stages, channels = [], width
+        for i, depth in enumerate(blocks):
+            out = width * 2**i
+            strides = [1 if i == 0 else 2] + [1] * (depth - 1)
+            sizes = [channels] + [out] * (depth - 1)
+            stages.append(
+                nn.Sequential(*(BasicBlock(c, out, s, reduction) for c, s in zip(sizes, strides, strict=True)))
+            )
+            channels = out
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, num_classes)
+        self.apply(self._initialise)
+
+    @staticmethod
+    def _initialise(module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 8:
+            raise CourseError(
+                f"The network got a tensor of shape {list(x.shape)}: expected [B, 3, H, W] with H and W at least 8."
+            )
+        return self.fc(self.dropout(self.pool(self.stages(self.stem(x))).flatten(1)))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable numbers in a module: what the competition's limit of 5,000,000 counts."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

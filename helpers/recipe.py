@@ -1,0 +1,156 @@
+"""One frozen dataclass with every hyper-parameter; the named recipes; validation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from helpers.augment import STAGES
+from helpers.model import SEResNet
+from helpers.runtime import CourseError
+
+PRECISIONS = ("bfloat16", "float32")
+
+# What a number may be: (lowest, highest), both allowed. Wider than anyone needs, narrow enough to catch a slip.
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "width": (4, 512),
+    "reduction": (1, 256),
+    "dropout": (0.0, 0.95),
+    "epochs": (1, 5_000),
+    "batch_size": (2, 16_384),
+    "learning_rate": (1e-6, 10.0),
+    "momentum": (0.0, 0.999),
+    "weight_decay": (0.0, 0.1),
+    "warmup_epochs": (0, 1_000),
+    "mixup_alpha": (0.0, 10.0),
+    "train_size": (10, 45_000),
+    "val_size": (10, 25_000),
+    "split_seed": (0, 2**31 - 1),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every hyper-parameter of a run. The defaults are the paper's; what it leaves open is marked (ours).
+
+    Raises CourseError, naming the range that holds, for a value outside it or a combination that cannot work.
+    """
+
+    name: str
+    seed: int = 0
+    # network (paper: "Methodology")
+    blocks: tuple[int, ...] = (3, 3, 4, 3)
+    width: int = 32
+    reduction: int = 16  # ours: Hu et al.'s default
+    dropout: float = 0.5
+    # optimiser and schedule (paper: "Optimizer and Hyper-Parameters", "Learning Rate Scheduling")
+    epochs: int = 300
+    batch_size: int = 64
+    learning_rate: float = 0.02  # the peak, at the end of the warm-up
+    momentum: float = 0.9
+    weight_decay: float = 1e-4  # ours: on every parameter, as torch's SGD does by default
+    warmup_epochs: int = 10
+    # augmentation (paper: "Data Preprocessing Pipeline", "Mixup")
+    stage: str = STAGES[-1]
+    mixup_alpha: float = 0.0  # Beta(alpha, alpha); 0 is no Mixup
+    # data and arithmetic (ours)
+    train_size: int = 45_000
+    val_size: int = 5_000
+    split_seed: int = 0
+    precision: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or not set(self.name) <= _NAME_LETTERS:
+            raise CourseError(
+                f"A recipe's name is a folder's name too: {self.name!r} is not made of the letters a-z, "
+                "digits, '-' and '_'."
+            )
+        for name, (low, high) in _RANGES.items():
+            value, whole = getattr(self, name), isinstance(low, int)
+            number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not number or not low <= value <= high:  # NaN fails the comparison
+                kind = "a whole number" if whole else "a number"
+                raise CourseError(f"{name}={value!r} is out of range: expected {kind} from {low:g} to {high:g}.")
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        if not 1 <= len(self.blocks) <= 4 or not all(isinstance(n, int) and 1 <= n <= 50 for n in self.blocks):
+            raise CourseError(f"blocks={self.blocks!r} is out of range: expected 1 to 4 whole numbers from 1 to 50.")
+        for name, choices in (("stage", STAGES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in choices:
+                raise CourseError(f"{name}={getattr(self, name)!r} is unknown: expected one of {', '.join(choices)}.")
+        if self.width % self.reduction:
+            raise CourseError(f"reduction={self.reduction} does not divide width={self.width}: choose a divisor of it.")
+        if self.warmup_epochs >= self.epochs:
+            raise CourseError(
+                f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs} to anneal: "
+                f"expected 0 to {self.epochs - 1}."
+            )
+        if self.batch_size > self.train_size:
+            raise CourseError(
+                f"batch_size={self.batch_size} exceeds train_size={self.train_size}: expected 2 to {self.train_size}."
+            )
+
+    def but(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed; an unknown field is refused with the names that exist."""
+        _refuse_unknown(changes)
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as a run record keeps them."""
+        return {**asdict(self), "blocks": list(self.blocks)}
+
+    def network(self) -> SEResNet:
+        """A freshly initialised network of this shape, from torch's own random state."""
+        return SEResNet(self.blocks, self.width, self.reduction, self.dropout)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        _refuse_unknown(values)
+        return cls(**values)
+
+
+_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+def _refuse_unknown(values: dict[str, Any]) -> None:
+    known = [field.name for field in fields(Recipe)]
+    for name in values:
+        if name not in known:
+            raise CourseError(f"A recipe has no field {name!r}: expected one of {', '.join(known)}.")
+
+
+def get(name: str, **changes: Any) -> Recipe:
+    """A named recipe, with fields changed if asked; an unknown name is refused with the names that exist."""
+    if name not in RECIPES:
+        raise CourseError(f"There is no recipe {name!r}: expected one of {', '.join(RECIPES)}.")
+    return RECIPES[name].but(**changes)
+
+
+_QUICK = Recipe(
+    "quick",
+    blocks=(1, 1, 1, 1),
+    width=16,
+    reduction=4,
+    dropout=0.0,
+    epochs=8,
+    warmup_epochs=1,
+    learning_rate=0.1,
+    weight_decay=5e-4,
+    train_size=10_000,
+    val_size=2_000,
+    stage="crop_flip",
+)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("paper", mixup_alpha=1.0),
+        # The paper's network and optimiser with a 25th of its epochs: about an hour on two cores, without a GPU.
+        Recipe("laptop", epochs=12, warmup_epochs=1, stage="crop_flip"),
+        # A narrow net on a part of the data: CI and a first try, under a minute on two cores.
+        _QUICK,
+        # The rungs of the ladder, each the quick recipe with one thing changed (notebooks 03 and 04).
+        *(_QUICK.but(name=f"quick-{stage}", stage=stage) for stage in STAGES if stage != _QUICK.stage),
+        _QUICK.but(name="quick-mixup", mixup_alpha=1.0),
+    )
+}

@@ -1,0 +1,105 @@
+"""Project root, device, number format, seeds, versions: what every other room stands on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class CourseError(Exception):
+    """Something only the user can mend. The message is one sentence: what is wrong, what was expected, what to do.
+
+    The command line prints it without a traceback and exits with 1.
+    """
+
+
+def pick_device() -> torch.device:
+    """The CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices). Data order and augmentation use generators of their own."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generator(*keys: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded from several integers, so that (seed, epoch) and (seed + 1, epoch - 1) share nothing."""
+    digest = hashlib.sha256(repr(keys).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def percent(fraction: float, digits: int = 2) -> str:
+    """A fraction in [0, 1] as the course prints it: 0.9594 -> '95.94 %'."""
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that can change a result, by name."""
+    packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "pandas", "matplotlib")}
+    return {"python": platform.python_version(), **packages}
+
+
+def device_name(device: torch.device) -> str:
+    """What a run record says it ran on: the GPU's name, or the CPU's architecture and thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def git_commit() -> str:
+    """The commit of the working tree, with '+changes' if it is not clean; 'unknown' outside a git checkout."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", "helpers", "pyproject.toml")
+        return git("rev-parse", "HEAD") + ("+changes" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def shown(path: Path) -> str:
+    """A path as the user should read it: relative to the project when inside it, so no machine path is printed."""
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it over `path` when the block ends, remove it when it fails.
+
+    A reader therefore sees the old file or the new one, never half of either, even across a SIGKILL or a power cut.
+    Raises CourseError where the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CourseError(
+            f"Cannot write {shown(path)} ({reason}): free some space or choose a folder you may "
+            "write to; what was there before is untouched."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
