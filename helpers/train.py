@@ -79,6 +79,7 @@ class Trainer:
         self.draws = generator(recipe.seed, 1, device=device)  # augmentation and Mixup; dropout uses torch's own
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
+        self.commit = git_commit()  # now, since the working tree may move on while the run goes on
 
     def step(self, index: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """One optimiser step on the images at `index`; returns the summed loss and the number counted right."""
@@ -226,7 +227,7 @@ def _finish(trainer: Trainer, run_dir: Path) -> runs.Run:
         {
             "recipe": recipe.to_dict(),
             "data": trainer.train.source,
-            "commit": git_commit(),
+            "commit": trainer.commit,
             "versions": versions(),
             "device": device_name(trainer.device),
             "parameters": count_parameters(trainer.model),
