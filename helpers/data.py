@@ -138,12 +138,18 @@ def fetch(root: str | Path | None = None) -> Path:
     return root
 
 
+def source(stand_in: bool = False, root: str | Path | None = None) -> str:
+    """Where `load_set` would take images from: "CIFAR-10", or "stand-in" if it is missing and that is allowed."""
+    missing = not (data_root(root) / "cifar-10-batches-py").exists()
+    return STAND_IN if stand_in and missing else CIFAR10
+
+
 def load_set(split: Split, stand_in: bool = False, root: str | Path | None = None) -> ImageSet:
     """CIFAR-10 where it is there; where it is not, the stand-in set if `stand_in` allows it, else CourseError.
 
     Damaged files are an error in either case: somebody who has the set wants to know that it is broken.
     """
-    if stand_in and not (data_root(root) / "cifar-10-batches-py").exists():
+    if source(stand_in, root) == STAND_IN:
         return draw_stand_in(12_000 if split == "train" else 2_000, seed=0 if split == "train" else 1)
     return ImageSet(*load_cifar10(split, root))
 

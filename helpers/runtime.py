@@ -25,6 +25,16 @@ class CourseError(Exception):
     """
 
 
+PROFILES = ("recorded", "quick", "paper")
+
+
+def out_dir(profile: str) -> Path:
+    """Where a profile writes what it makes: out/<profile>/, ignored by git."""
+    if profile not in PROFILES:
+        raise CourseError(f"There is no profile {profile!r}: expected one of {', '.join(PROFILES)}.")
+    return ROOT / "out" / profile
+
+
 def pick_device() -> torch.device:
     """The CUDA device if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,6 +62,11 @@ def versions() -> dict[str, str]:
     """Python and the packages that can change a result, by name."""
     packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "pandas", "matplotlib")}
     return {"python": platform.python_version(), **packages}
+
+
+def versions_line() -> str:
+    """The same on one line, with the device: what each notebook prints first."""
+    return ", ".join(f"{name} {number}" for name, number in versions().items()) + f"; {device_name(pick_device())}"
 
 
 def device_name(device: torch.device) -> str:

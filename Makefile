@@ -1,0 +1,40 @@
+# Every target makes the environment by itself on first use. `make help` lists them.
+PROFILE ?= quick
+PYTHON  ?= python3
+BIN     := .venv/bin
+COURSE  := $(BIN)/python -m helpers
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test figures notebooks bench lab
+
+help:       ## this list
+	@grep -hE '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+# The stamp is newer than pyproject.toml when the environment is complete, so nothing is installed twice.
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv (about 6 GB with CUDA's libraries; minutes, once) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+setup: .venv/installed      ## make .venv with everything the course needs
+
+reproduce: .venv/installed  ## run every notebook end to end into out/<profile>/ (PROFILE=quick | recorded | paper)
+	$(COURSE) reproduce --profile $(PROFILE)
+
+test: .venv/installed       ## the whole test suite: units, notebooks, figures, faults
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+figures: .venv/installed    ## regenerate figures/ from the recorded runs; needs neither data nor a GPU
+	$(COURSE) figures
+
+notebooks: .venv/installed  ## run the committed notebooks once (profile recorded) and store their outputs
+	$(COURSE) notebooks
+
+bench: .venv/installed      ## measure this machine
+	$(COURSE) bench
+
+lab: .venv/installed        ## open the course in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb

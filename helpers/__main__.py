@@ -1,0 +1,198 @@
+"""The command line: `python -m helpers --help`. A thin layer of typer over the rooms."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from helpers.runtime import ROOT, CourseError, out_dir, percent, shown
+
+app = typer.Typer(help="The SE-ResNet course on the command line.", no_args_is_help=True, add_completion=False,
+                  pretty_exceptions_enable=False)  # fmt: skip
+
+RecipeName = Annotated[str, typer.Argument(help="A named recipe, such as quick, laptop or paper.")]
+Profile = Annotated[str, typer.Option(help="recorded (read runs), quick (train small) or paper (train in full).")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a field, as in --set epochs=3; repeatable.")]
+StandIn = Annotated[bool, typer.Option("--stand-in", help="Go on with ten drawn shapes where CIFAR-10 is missing.")]
+
+
+@app.command()
+def fetch() -> None:
+    """Download CIFAR-10 and check it, into $CIFAR10_ROOT or data/; does nothing if it is there and whole."""
+    from helpers import data
+
+    print(f"CIFAR-10 is complete in {shown(data.fetch())}")
+
+
+@app.command()
+def train(recipe: RecipeName, seed: Annotated[int, typer.Option(help="The run's seed.")] = 0, change: Changes = None,
+          run_dir: Annotated[Path | None, typer.Option(help="Default: out/runs/<recipe>/<seed>.")] = None,
+          fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+          stand_in: StandIn = False) -> None:  # fmt: skip
+    """Train a recipe and test it once selected. Called again after an interruption, it goes on where it was."""
+    from helpers import evaluate
+    from helpers import recipe as recipes
+    from helpers import train as training
+
+    chosen = recipes.get(recipe, **_fields(change)).but(seed=seed)
+    path = run_dir or ROOT / "out" / "runs" / chosen.name / str(seed)
+    run = training.fit(chosen, training.training_data(chosen, stand_in), path, resume=not fresh)
+    if "test" not in run.record:
+        run = evaluate.test_run(path, stand_in)
+    _tell(run)
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="A finished run's folder.")], stand_in: StandIn = False
+) -> None:
+    """Test a finished run (its epoch is chosen already) and write the result into its record."""
+    from helpers import evaluate as evaluation
+
+    _tell(evaluation.test_run(run_dir, stand_in))
+
+
+@app.command()
+def sweep(recipes: Annotated[list[str], typer.Argument(help="Named recipes.")],
+          seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1)] = 3,
+          root: Annotated[Path | None, typer.Option(help="Default: out/runs; data/runs records them.")] = None,
+          stand_in: StandIn = False) -> None:  # fmt: skip
+    """Train and test several recipes with several seeds; finished runs are not repeated."""
+    from helpers import recipe as recipe_room
+    from helpers import sweep as sweeping
+
+    table = sweeping.sweep(
+        [recipe_room.get(name) for name in recipes], range(seeds), root or ROOT / "out/runs", stand_in
+    )
+    for name, rows in table.groupby("recipe", sort=False):
+        accuracies = ", ".join(percent(value) for value in rows.test_accuracy)
+        print(f"{name:<28} test {percent(rows.test_accuracy.mean())} over {len(rows)} seeds ({accuracies})")
+
+
+@app.command()
+def bench(subject: Annotated[str, typer.Argument(help="What to measure: train.")] = "train") -> None:
+    """Measure this machine: images/s in one table, every row from the same run."""
+    from helpers import bench as benches
+
+    if subject not in benches.SUBJECTS:
+        raise CourseError(f"There is no benchmark {subject!r}: expected one of {', '.join(benches.SUBJECTS)}.")
+    print(benches.SUBJECTS[subject]().to_string(index=False))
+
+
+@app.command()
+def figures() -> None:
+    """Regenerate figures/ from the recorded runs."""
+    from helpers import figures as figure_room
+
+    for path in figure_room.regenerate():
+        print(shown(path))
+
+
+@app.command()
+def notebooks() -> None:
+    """Run the committed notebooks once in profile recorded, store their outputs, and check their format."""
+    from helpers import notebooks as notebook_room
+
+    notebook_room.refresh()
+    _report_problems([problem for entry in notebook_room.listing() for problem in notebook_room.check(entry.path)])
+
+
+@app.command()
+def reproduce(profile: Profile = "quick",
+              only: Annotated[list[str] | None, typer.Option(help="Only this notebook (05 or its name).")] = None,
+              resume: Annotated[bool, typer.Option(help="Keep runs trained earlier.")] = False) -> None:  # fmt: skip
+    """Run every notebook end to end into out/<profile>/, with figures, report.html and summary.json."""
+    from helpers import data, runs
+    from helpers import notebooks as notebook_room
+
+    folder = out_dir(profile)
+    source = _source(profile)
+    if profile == "quick" and not resume:  # a quick run is cheap, and should come from the code as it is now
+        shutil.rmtree(folder, ignore_errors=True)
+    pictures = "photographs" if source == data.CIFAR10 else "drawn"
+    summary = notebook_room.reproduce(profile, folder, only, {"pictures": pictures}, data_source=source)
+    print(f"\ndata      {source}")
+    table = runs.load(folder / "runs")
+    for row in table.itertuples():
+        low, high = percent(row.test_low), percent(row.test_high)
+        print(
+            f"accuracy  {row.recipe}/{row.seed}: test {percent(row.test_accuracy)} [{low}, {high}], {row.epochs} epochs"
+        )
+    print(f"report    {shown(folder / 'report.html')}\nsummary   {shown(folder / 'summary.json')}")
+    print(f"time      {summary['seconds']:.0f} s")
+    if source == data.STAND_IN:
+        print(data.BANNER)
+    if summary["state"] != "passed":
+        raise CourseError("Not every notebook passed: the lines above name the cell and its error.")
+
+
+@app.command()
+def report(profile: Profile = "quick") -> None:
+    """Rebuild out/<profile>/report.html from the executed notebooks there."""
+    from helpers import notebooks as notebook_room
+
+    print(shown(notebook_room.rebuild_report(out_dir(profile))))
+
+
+def _source(profile: str) -> str:
+    """CIFAR-10, fetched if need be; without it and without a network the stand-in set, in the quick profile alone."""
+    from helpers import data
+
+    try:
+        data.fetch()
+    except CourseError as error:
+        if profile != "quick" or (data.data_root() / "cifar-10-batches-py").exists():
+            raise
+        print(f"{error}\n{data.BANNER}\n")
+        return data.STAND_IN
+    return data.CIFAR10
+
+
+def _fields(changes: list[str] | None) -> dict[str, object]:
+    """`name=value` pairs; a value that is no Python literal is taken as text."""
+    fields = {}
+    for change in changes or []:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise CourseError(f"--set {change!r} has no value: expected field=value, as in --set epochs=3.")
+        try:
+            fields[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            fields[name] = text
+    return fields
+
+
+def _tell(run) -> None:
+    record, test = run.record, run.record["test"]
+    validation = f"validation {percent(record['metrics']['val_accuracy'])} (epoch {record['best_epoch']})"
+    tested = f"test {percent(test['accuracy'])} [{percent(test['low'])}, {percent(test['high'])}]"
+    rate = f"{record['images_per_second']:,.0f} images/s"
+    print(f"{run.label} on {record['data']}: {validation}, {tested}, {rate}, in {shown(run.path)}")
+
+
+def _report_problems(problems: list[str]) -> None:
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise CourseError(f"The notebooks have {len(problems)} problem(s) of format: mend what is listed above.")
+
+
+def main() -> None:
+    """Run a command; a mistake the user can mend is one sentence and exit code 1, never a traceback."""
+    try:
+        app()
+    except CourseError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # `... | head` closed our output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

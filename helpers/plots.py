@@ -1,0 +1,298 @@
+"""Data in, matplotlib Figure out. Never trains, never reads files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patheffects import withStroke
+from torch import Tensor, nn
+
+from helpers.data import BANNER, STAND_IN
+from helpers.model import BasicBlock, SEBlock, count_parameters
+from helpers.runtime import replacing
+
+# Wong 2011 as seaborn orders it: told apart by readers with any common colour vision. Lines also differ in dash and
+# marker, so that no meaning rests on colour alone.
+PALETTE = sns.color_palette("colorblind")
+DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
+MARKERS = "osD^vPX"
+GREY = "0.45"
+
+_stamp: str | None = None
+
+
+def start(source: str) -> None:
+    """Call once at the top of a notebook, with where its images come from: fonts and lines, the same everywhere.
+
+    With the stand-in set it prints the banner, and every figure made from then on carries a stamp that says so.
+    """
+    global _stamp
+    plt.rcdefaults()
+    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, font_scale=0.85)
+    plt.rcParams.update({
+        "figure.dpi": 80, "savefig.dpi": 120, "figure.constrained_layout.use": True, "axes.titleweight": "bold",
+        "axes.titlelocation": "left", "axes.titlesize": "medium", "font.family": "DejaVu Sans", "grid.color": "0.9",
+        "axes.spines.top": False, "axes.spines.right": False, "image.interpolation": "nearest",
+    })  # fmt: skip
+    _stamp = None
+    if source == STAND_IN:
+        _stamp = "STAND-IN DATA, NOT CIFAR-10"
+        print(BANNER)
+
+
+def new(rows: int = 1, columns: int = 1, width: float = 8.0, height: float = 3.2, **options: Any) -> tuple[Figure, Any]:
+    """`plt.subplots` with a size in inches, stamped on the stand-in set; the one way to make a figure."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
+    if _stamp:
+        outline = [withStroke(linewidth=3, foreground="white")]
+        size = min(22, 3.2 * width)
+        figure.text(0.5, 0.5, _stamp, ha="center", va="center", rotation=15, fontsize=size, alpha=0.7, weight="bold",
+                    color="firebrick", path_effects=outline, zorder=100)  # fmt: skip
+    return figure, axes
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG whose bytes depend on the picture alone (no date, no version), whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------------------- images
+
+
+def images(
+    rows: Sequence[Tensor], row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), scale: float = 0.8
+) -> Figure:
+    """A grid of pictures: each row a tensor [N, 3, H, W], uint8 or float in [0, 1]; names for rows and columns."""
+    count = max(len(row) for row in rows)
+    label_width = 0.085 * max((len(label) for label in row_labels), default=0)
+    figure, axes = new(len(rows), count, count * scale + label_width, len(rows) * scale + 0.25 * bool(column_labels),
+                       squeeze=False)  # fmt: skip
+    for i, row in enumerate(rows):
+        for j, axis in enumerate(axes[i]):
+            axis.set(xticks=[], yticks=[])
+            sns.despine(ax=axis, left=True, bottom=True)
+            if j < len(row):
+                axis.imshow(row[j].permute(1, 2, 0).cpu().numpy())
+            if i == 0 and j < len(column_labels):
+                axis.set_title(column_labels[j], loc="center", fontsize=8, weight="normal")
+        if i < len(row_labels):
+            axes[i][0].set_ylabel(row_labels[i], rotation=0, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure:
+    """Images of each class in each named part of the data, as grouped bars."""
+    figure, axis = new(height=2.8)
+    frame = pd.DataFrame(counts, index=list(classes)).rename_axis("class").reset_index()
+    long = frame.melt("class", var_name="part", value_name="images")
+    sns.barplot(long, x="class", y="images", hue="part", ax=axis, palette=PALETTE[: len(counts)])
+    for container, hatch in zip(axis.containers, ("", "//", ".."), strict=False):
+        for bar in container:
+            bar.set_hatch(hatch)
+    axis.set(xlabel="", ylabel="images")
+    axis.legend(title="", loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(counts), frameon=False)
+    return figure
+
+
+def channel_histograms(images: Tensor) -> Figure:
+    """How often each of the 256 levels occurs in each channel of uint8 [N, 3, H, W]."""
+    figure, axis = new(height=2.8)
+    for c, (name, colour) in enumerate(
+        zip(("red", "green", "blue"), (PALETTE[3], PALETTE[2], PALETTE[0]), strict=True)
+    ):
+        counts = torch.bincount(images[:, c].flatten(), minlength=256).numpy()
+        axis.plot(counts / counts.sum() * 100, label=name, color=colour, linestyle=DASHES[c], linewidth=1.3)
+    axis.set(xlabel="level (0 black, 255 full)", ylabel="share of pixels, %", xlim=(0, 255), ylim=(0, None))
+    axis.legend(frameon=False)
+    return figure
+
+
+# -------------------------------------------------------------------------------------------------- architecture
+
+
+def walk(model: nn.Module, size: int = 32) -> pd.DataFrame:
+    """What an image meets on its way through SEResNet, read off the module itself by running one through it.
+
+    One row a part (the stem, each block, pool, dropout, fc), in order of execution: name, kind, output shape
+    [C, H, W], stride, parameters, and whether the skip connection projects.
+    """
+    rows: list[dict[str, Any]] = []
+    parts = {model.stem, model.pool, model.dropout, model.fc, *(block for stage in model.stages for block in stage)}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            shrink = inputs[0].shape[-1] // output.shape[-1] if output.ndim == 4 else 1
+            rows.append({
+                "name": name, "kind": type(module).__name__ if name != "stem" else "Stem",
+                "shape": tuple(output.shape[1:]), "stride": shrink if isinstance(module, BasicBlock) else 1,
+                "parameters": count_parameters(module),
+                "projects": isinstance(module, BasicBlock) and not isinstance(module.downsample, nn.Identity),
+            })  # fmt: skip
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if module in parts]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return pd.DataFrame(rows)
+
+
+def architecture(model: nn.Module, size: int = 32) -> Figure:
+    """Figure 1 of the paper, drawn from the module: every block with its output shape and parameters, skips beside."""
+    parts = walk(model, size)
+    groups: list[tuple[str, pd.DataFrame]] = [("stem", parts[parts.name == "stem"])]
+    groups += [(f"stage {i + 1}", parts[parts.name.str.startswith(f"stages.{i}.")]) for i in range(len(model.stages))]
+    groups.append(("head", parts[parts.name.isin(["pool", "dropout", "fc"])]))
+    deepest = max(len(rows) for _, rows in groups)
+    figure, axis = new(width=1.75 * len(groups), height=0.68 * deepest + 1.5)
+    axis.set(xlim=(-0.5, len(groups) - 0.5), ylim=(-deepest + 0.5, 1.5))
+    axis.axis("off")
+    colours = ["0.9", *sns.light_palette(PALETTE[0], 2 * len(groups))[1 : len(groups) - 1], "0.9"]
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
+    for x, (title, rows) in enumerate(groups):
+        shape = "×".join(map(str, rows.iloc[0]["shape"])) if title != "head" else f"{rows.iloc[-1]['shape'][0]} classes"
+        axis.text(x, 1.35, title, ha="center", va="center", weight="bold", fontsize=10)
+        axis.text(x, 0.95, f"{shape}\n{rows.parameters.sum():,} parameters", ha="center", va="center", fontsize=7.5)
+        for y, row in enumerate(rows.itertuples()):
+            box = (x - 0.36, -y - 0.3), 0.72, 0.6
+            style = "round,pad=0,rounding_size=0.06"
+            axis.add_patch(FancyBboxPatch(*box, boxstyle=style, facecolor=colours[x], edgecolor="0.3", linewidth=0.8))
+            text = _describe(model.get_submodule(row.name), row)
+            axis.text(x, -y, text, ha="center", va="center", fontsize=7, linespacing=1.25)
+            if row.kind == "BasicBlock":
+                skip = {**arrow, "color": PALETTE[3], "linestyle": "--" if row.projects else "-"}
+                bend = "arc3,rad=0.8"
+                ends = (x - 0.36, 0.24 - y), (x - 0.36, -0.24 - y)
+                axis.add_patch(FancyArrowPatch(*ends, mutation_scale=6, connectionstyle=bend, **skip))
+            if y:
+                axis.add_patch(FancyArrowPatch((x, 0.7 - y), (x, 0.3 - y), mutation_scale=7, **arrow))
+        if x:  # from the last block of the column before, up between the columns, into the first block of this one
+            last = 1 - len(groups[x - 1][1])
+            axis.plot([x - 0.64, x - 0.55, x - 0.55, x], [last, last, 0.6, 0.6], color="0.3", linewidth=0.9)
+            axis.add_patch(FancyArrowPatch((x, 0.6), (x, 0.3), mutation_scale=7, **arrow))
+    note = f"{count_parameters(model):,} parameters. Curved arrows are skip connections, dashed with a 1×1 convolution."
+    axis.set_title(note, y=0, pad=-6, fontsize=8, weight="normal", va="top")
+    return figure
+
+
+def _describe(module: nn.Module, row: Any) -> str:
+    """The lines in a box, from the module's own settings."""
+    if isinstance(module, BasicBlock):
+        kernel, squeeze = "×".join(map(str, module.conv1.kernel_size)), module.se.fc1
+        step = f" /{module.conv1.stride[0]}" if module.conv1.stride[0] > 1 else ""
+        return f"{kernel} conv {module.conv1.out_channels}{step}\n{kernel} conv {module.conv2.out_channels}\n" \
+               f"SE {squeeze.in_features}→{squeeze.out_features}→{squeeze.in_features}"  # fmt: skip
+    if isinstance(module, nn.Sequential):
+        return f"{'×'.join(map(str, module[0].kernel_size))} conv {module[0].out_channels}\nbatch norm, ReLU"
+    if isinstance(module, nn.Linear):
+        return f"linear\n{module.in_features}→{module.out_features}"
+    if isinstance(module, nn.Dropout):
+        return f"dropout {module.p:g}"
+    return f"average pool\nto {'×'.join(map(str, row.shape[1:]))}"
+
+
+def excitations(model: nn.Module, images: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
+    """Mean weight that each channel of the last SE block gets from each class; images normalised float."""
+    block = [module for module in model.modules() if isinstance(module, SEBlock)][-1]
+    weights: list[Tensor] = []
+    hook = block.fc2.register_forward_hook(lambda module, inputs, output: weights.append(output.float().sigmoid()))
+    with torch.no_grad():
+        model.eval()(images)
+    hook.remove()
+    means = np.stack([weights[0][labels == c].mean(0).cpu().numpy() for c in range(len(classes))])
+    order = means.std(0).argsort()[::-1][:40]
+    figure, axis = new(height=3.0)
+    sns.heatmap(means[:, order], ax=axis, cmap="cividis", vmin=0, vmax=1, yticklabels=list(classes), xticklabels=False,
+                cbar_kws={"label": "weight"})  # fmt: skip
+    axis.set(xlabel="the 40 channels of the last block whose weights differ most between classes")
+    return figure
+
+
+# -------------------------------------------------------------------------------------------------- runs over time
+
+
+def curves(
+    histories: Mapping[str, Sequence[pd.DataFrame]], column: str, title: str, ylabel: str, percent: bool = True,
+    reference: float | None = None, reference_label: str = "paper, final", steps_per_epoch: int | None = None,
+) -> Figure:  # fmt: skip
+    """One line a name over epochs (or optimiser steps): the mean of its runs, with a band from lowest to highest.
+
+    histories: name -> histories of the same recipe with different seeds. `reference` is drawn as a dotted level.
+    """
+    figure, axis = new(height=3.2)
+    for i, (name, runs) in enumerate(histories.items()):
+        values = np.stack([history[column].to_numpy() for history in runs]) * (100 if percent else 1)
+        x = runs[0]["epoch"].to_numpy() * (steps_per_epoch or 1)
+        axis.plot(x, values.mean(0), DASHES[i % 7], marker=MARKERS[i % 7], markevery=max(1, len(x) // 12), markersize=4,
+                  color=PALETTE[i % 10], label=name, linewidth=1.6)  # fmt: skip
+        if len(runs) > 1:
+            axis.fill_between(x, values.min(0), values.max(0), color=PALETTE[i % 10], alpha=0.2, linewidth=0)
+    if reference is not None:
+        level = reference * (100 if percent else 1)
+        axis.axhline(level, color=GREY, linestyle=":", linewidth=1.2)
+        axis.annotate(f"{reference_label} {level:.2f}", (0, level), xycoords=("axes fraction", "data"), xytext=(4, 3),
+                      textcoords="offset points", color="0.3", fontsize=8)  # fmt: skip
+    axis.set(title=title, ylabel=ylabel, xlabel="optimiser steps" if steps_per_epoch else "epoch")
+    if not steps_per_epoch:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(frameon=False)
+    return figure
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Named (x, y) series in one panel, told apart by colour and dash."""
+    figure, axis = new(height=3.0)
+    for i, (name, (x, y)) in enumerate(series.items()):
+        axis.plot(x, y, linestyle=DASHES[i % 7], color=PALETTE[i % 10], label=name, linewidth=1.6)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if len(series) > 1:
+        axis.legend(frameon=False)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------ comparisons
+
+
+def intervals(frame: pd.DataFrame, title: str, xlabel: str = "test accuracy, %") -> Figure:
+    """A dot with its interval for each row: columns label, value, low, high, all but the label in [0, 1]."""
+    figure, axis = new(height=0.34 * len(frame) + 1.0)
+    y = np.arange(len(frame))[::-1]
+    value, low, high = (100 * frame[column].to_numpy(float) for column in ("value", "low", "high"))
+    axis.errorbar(value, y, xerr=[value - low, high - value], fmt="o", color=PALETTE[0], capsize=3, linewidth=1.4)
+    for at, level, upper in zip(y, value, high, strict=True):
+        axis.annotate(f"{level:.1f}", (upper, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set(title=title, xlabel=xlabel, yticks=y, ylim=(-0.7, len(frame) - 0.3))
+    axis.set_yticklabels(list(frame["label"]))
+    axis.margins(x=0.1)
+    return figure
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """Rows the true class, columns the prediction, in per cent of the row; the diagonal is what went right."""
+    matrix = np.asarray(counts, float)
+    share = 100 * matrix / matrix.sum(1, keepdims=True)
+    figure, axis = new(width=6.6, height=4.8)
+    sns.heatmap(share, annot=True, fmt=".0f", cmap="cividis", vmin=0, vmax=100, xticklabels=list(classes), square=True,
+                yticklabels=list(classes), annot_kws={"size": 7}, ax=axis, cbar_kws={"label": "%"})  # fmt: skip
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.tick_params(axis="x", rotation=45)
+    return figure
