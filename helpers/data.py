@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,8 @@ def fetch(root: str | Path | None = None) -> Path:
         raise CourseError(
             f"Cannot write to {shown(root)} ({error.strerror}): set CIFAR10_ROOT to a folder you may write to."
         ) from error
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # seconds without a byte: a network that swallows packets is no network
     try:
         Reference(temporary, train=True, download=True)
         (temporary / "cifar-10-batches-py").rename(root / "cifar-10-batches-py")
@@ -134,6 +137,7 @@ def fetch(root: str | Path | None = None) -> Path:
             f"the space in {shown(root)} and try again, or copy cifar-10-batches-py there."
         ) from error
     finally:
+        socket.setdefaulttimeout(patience)
         shutil.rmtree(temporary, ignore_errors=True)
     return root
 

@@ -1,0 +1,315 @@
+"""CIFAR-10 on disk, its faults, the splits, the stand-in set and the readers of shifted sets."""
+
+import hashlib
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from helpers import data
+from helpers.runtime import ROOT, CourseError
+
+needs_cifar = pytest.mark.skipif(
+    not (data.data_root() / "cifar-10-batches-py").exists(), reason="CIFAR-10 is not here: set CIFAR10_ROOT"
+)
+
+
+@pytest.fixture(scope="module")
+def cifar_copy(tmp_path_factory):
+    """A folder with CIFAR-10 as links, so that a test can damage one file without copying 186 MB."""
+    folder = tmp_path_factory.mktemp("root") / "cifar-10-batches-py"
+    folder.mkdir()
+    for file in (data.data_root() / "cifar-10-batches-py").iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    return folder.parent
+
+
+def replace_file(root, name, content: bytes | None):
+    """Put other bytes, or nothing, in a file's place."""
+    path = root / "cifar-10-batches-py" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+
+
+@needs_cifar
+@pytest.mark.parametrize(("split", "count"), [("train", 50_000), ("test", 10_000)])
+def test_load_equals_torchvision(split, count):
+    from torchvision.datasets import CIFAR10
+
+    images, labels = data.load_cifar10(split)
+    reference = CIFAR10(data.data_root(), train=split == "train")
+    assert images.shape == (count, 3, 32, 32) and images.dtype == torch.uint8
+    assert labels.shape == (count,) and labels.dtype == torch.int64
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), reference.data)
+    assert labels.tolist() == reference.targets
+    assert tuple(reference.classes) == data.CLASSES
+
+
+@needs_cifar
+def test_damaged_files_are_named(cifar_copy, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(cifar_copy, root, symlinks=True)
+    original = (root / "cifar-10-batches-py" / "test_batch").read_bytes()
+    for content in (original[:-1], original[: len(original) // 2], b"", original[:-1] + b"?"):
+        replace_file(root, "test_batch", content)
+        with pytest.raises(CourseError, match=r"test_batch is damaged .*MD5 differs"):
+            data.load_cifar10("test", root)
+    replace_file(root, "test_batch", None)
+    with pytest.raises(CourseError, match=r"test_batch is missing"):
+        data.load_cifar10("test", root)
+    with pytest.raises(CourseError, match="test_batch"):  # present but not whole: a download must not hide it
+        data.fetch(root)
+    assert len(data.load_cifar10("train", root)[1]) == 50_000, "the other half is whole and still loads"
+
+
+def test_an_altered_pickle_is_never_run(tmp_path):
+    """The MD5 is checked before a byte is unpickled."""
+
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "test_batch").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(CourseError, match="damaged"):
+        data.load_cifar10("test", tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_missing_folder_says_where_to_put_the_files(tmp_path):
+    with pytest.raises(CourseError, match=r"is not in .*cifar-10-batches-py.*helpers fetch.*CIFAR10_ROOT"):
+        data.load_cifar10("train", tmp_path)
+    with pytest.raises(CourseError, match="no split 'validation'"):
+        data.load_cifar10("validation", tmp_path)
+
+
+def test_root_comes_from_argument_then_environment_then_project(monkeypatch, tmp_path):
+    monkeypatch.setenv("CIFAR10_ROOT", "../elsewhere")
+    assert data.data_root() == ROOT / "../elsewhere"
+    assert data.data_root(tmp_path) == tmp_path
+    monkeypatch.delenv("CIFAR10_ROOT")
+    assert data.data_root() == ROOT / "data"
+
+
+def test_failed_download_leaves_nothing(monkeypatch, tmp_path):
+    """No network: the address is one where nothing listens."""
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    with pytest.raises(CourseError, match="could not be downloaded"):
+        data.fetch(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on the loopback address, for the folder tmp_path/served."""
+    (tmp_path / "served").mkdir()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served")) as http:
+        Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+@needs_cifar
+def test_download_is_checked_then_renamed(monkeypatch, tmp_path, server):
+    """A real archive over HTTP: torchvision downloads, checks and unpacks it; then it is there."""
+    from torchvision.datasets import CIFAR10
+
+    archive = tmp_path / "served" / "cifar.tar.gz"
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        tar.add(data.data_root() / "cifar-10-batches-py", arcname="cifar-10-batches-py", filter=_writable)
+    monkeypatch.setattr(CIFAR10, "url", f"{server}/cifar.tar.gz")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    root = tmp_path / "root"
+    assert data.fetch(root) == root
+    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
+    assert torch.equal(data.load_cifar10("test", root)[0], data.load_cifar10("test")[0])
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/never-asked")
+    assert data.fetch(root) == root
+
+    monkeypatch.setattr(CIFAR10, "url", f"{server}/cifar.tar.gz")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)  # a broken archive
+    with pytest.raises(CourseError, match="could not be downloaded"):
+        data.fetch(tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def _writable(info):
+    info.mode |= 0o600 if info.isfile() else 0o700
+    return info
+
+
+def test_unwritable_folder_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("a file where a folder should be; permissions do not bind root")
+    with pytest.raises(CourseError, match=r"Cannot write to .*CIFAR10_ROOT"):
+        data.fetch(tmp_path / "file" / "root")
+
+
+def command(*arguments, **environment):
+    return subprocess.run([sys.executable, "-m", "helpers", *arguments], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, **environment})  # fmt: skip
+
+
+def test_command_line_says_it_in_one_sentence_and_exits_with_1(tmp_path):
+    result = command("train", "laptop", CIFAR10_ROOT=str(tmp_path))
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: CIFAR-10 is not in ") and result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------------------- splits
+
+
+def fake_set(count=1_000, seed=0):
+    labels = torch.from_numpy(np.random.default_rng(seed).permutation(np.arange(count) % 10))
+    images = torch.arange(count).view(-1, 1, 1, 1).expand(-1, 3, 32, 32) % 251
+    return data.ImageSet(images.to(torch.uint8), labels)
+
+
+def test_split_is_stratified_disjoint_and_seeded():
+    full = fake_set()
+    marked = full._replace(images=torch.arange(1_000).view(-1, 1, 1, 1))  # images that know their own index
+    first, again, other = (data.split_train_val(marked, 200, 500, seed) for seed in (0, 0, 1))
+    for part, share in ((first.train, 50), (first.val, 20)):
+        assert set(Counter(part.labels.tolist()).values()) == {share}
+        assert torch.equal(full.labels[part.images.flatten()], part.labels)
+    assert not set(first.train.images.flatten().tolist()) & set(first.val.images.flatten().tolist())
+    assert torch.equal(first.train.images, again.train.images) and torch.equal(first.val.images, again.val.images)
+    assert not torch.equal(first.val.images, other.val.images)
+
+
+def test_smaller_training_part_keeps_the_validation_images():
+    full = fake_set()._replace(images=torch.arange(1_000).view(-1, 1, 1, 1))
+    small, large = data.split_train_val(full, 200, 100), data.split_train_val(full, 200)
+    assert torch.equal(small.val.images, large.val.images)
+    assert set(small.train.images.flatten().tolist()) < set(large.train.images.flatten().tolist())
+
+
+@pytest.mark.parametrize(("val", "train"), [(0, 100), (1_000, None), (500, 501), (5, 100), (100, 5), (-1, 10)])
+def test_impossible_splits_are_refused(val, train):
+    with pytest.raises(CourseError, match="Cannot split"):
+        data.split_train_val(fake_set(), val, train)
+
+
+@needs_cifar
+def test_cifar_split_is_45_000_and_5_000_in_equal_shares():
+    parts = data.split_train_val(data.load_set("train"))
+    assert torch.bincount(parts.train.labels).tolist() == [4_500] * 10
+    assert torch.bincount(parts.val.labels).tolist() == [500] * 10
+    assert parts.source == "CIFAR-10"
+
+
+# ------------------------------------------------------------------------------------------------ the stand-in set
+
+
+def test_stand_in_only_where_allowed_and_missing(tmp_path):
+    assert data.load_set("train", stand_in=True, root=tmp_path).source == "stand-in"
+    with pytest.raises(CourseError, match="is not in"):
+        data.load_set("train", root=tmp_path)
+    (tmp_path / "cifar-10-batches-py").mkdir()  # half of CIFAR-10 is a fault to report, not a reason to go on without
+    with pytest.raises(CourseError, match="missing"):
+        data.load_set("train", stand_in=True, root=tmp_path)
+
+
+def test_stand_in_is_seeded_balanced_and_learnable():
+    train, again, test = (data.draw_stand_in(*key) for key in ((600, 0), (600, 0), (300, 1)))
+    assert torch.equal(train.images, again.images) and not torch.equal(train.images[:300], test.images)
+    assert torch.bincount(train.labels).tolist() == [60] * 10
+    assert train.images.dtype == torch.uint8 and train.images.shape == (600, 3, 32, 32)
+    # A linear model on the power spectrum tells the classes apart, one on the mean colour does not.
+    spectrum = lambda images: torch.fft.rfft2(images.float().mean(1)).abs().log1p().flatten(1).numpy()  # noqa: E731
+    score = LogisticRegression(max_iter=50).fit(spectrum(train.images), train.labels).score(
+        spectrum(test.images), test.labels)  # fmt: skip
+    colours = LogisticRegression(max_iter=300).fit(train.images.float().mean((2, 3)).numpy() / 255, train.labels).score(
+        test.images.float().mean((2, 3)).numpy() / 255, test.labels)  # fmt: skip
+    assert score > 0.7 and colours < 0.2
+
+
+# --------------------------------------------------------------------------------------------------- shifted sets
+
+
+@pytest.fixture
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+
+
+def test_competition_pickle(tmp_path, pictures):
+    path = tmp_path / "cifar_test_nolabel.pkl"
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps({b"data": pictures, b"ids": np.arange(7) + 3}, protocol=protocol))
+        images, labels, ids = data.load_shifted(path)
+        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pictures) and images.is_contiguous()
+        assert labels is None and ids.tolist() == list(range(3, 10))
+
+
+def test_cifar10_c_and_cifar10_1(tmp_path, pictures):
+    np.save(tmp_path / "fog.npy", pictures)
+    np.save(tmp_path / "labels.npy", np.arange(7, dtype=np.uint8))
+    np.save(tmp_path / "v6_data.npy", pictures)
+    np.save(tmp_path / "v6_labels.npy", np.arange(7)[::-1])
+    assert data.load_shifted(tmp_path / "fog.npy")[1].tolist() == list(range(7))
+    assert data.load_shifted(tmp_path / "v6_data.npy")[1].tolist() == list(range(7))[::-1]
+    assert data.load_shifted(tmp_path / "fog.npy")[2].tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("call", [(os.system, ("true",)), (eval, ("1",)), (np.load, ("x",)), (print, ("x",))])
+def test_hostile_pickles_are_refused_and_not_run(tmp_path, call):
+    class Hostile:
+        def __reduce__(self):
+            return call
+
+    path = tmp_path / "hostile.pkl"
+    for content in (Hostile(), {b"data": Hostile(), b"ids": [1]}, [np.zeros(3), Hostile()]):
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(CourseError, match=r"refused: the pickle asks for .*do not trust"):
+            data.load_shifted(path)
+
+
+def test_object_arrays_cannot_smuggle_code(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    np.save(tmp_path / "bad.npy", np.array([Hostile()], dtype=object), allow_pickle=True)
+    with pytest.raises(CourseError, match="cannot be read"):
+        data.load_shifted(tmp_path / "bad.npy")
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({b"data": np.array([Hostile()], dtype=object), b"ids": [1]}))
+    with pytest.raises(CourseError):
+        data.load_shifted(tmp_path / "bad.pkl")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"not a pickle", pickle.dumps({"data": 1}), pickle.dumps([1, 2]),
+    pickle.dumps({b"data": np.zeros((2, 32, 32)), b"ids": np.arange(2)}),
+    pickle.dumps({b"data": np.zeros((2, 3, 32, 32), np.uint8), b"ids": np.arange(2)}),
+    pickle.dumps({b"data": np.zeros((2, 32, 32, 3), np.uint8), b"ids": np.arange(3)}),
+    pickle.dumps({b"data": np.zeros((2, 32, 32, 3), np.uint8), b"ids": np.arange(2)})[:-900],
+])  # fmt: skip
+def test_other_files_are_refused_in_one_sentence(tmp_path, content):
+    path = tmp_path / "set.pkl"
+    path.write_bytes(content)
+    with pytest.raises(CourseError) as caught:
+        data.load_shifted(path)
+    assert "\n" not in str(caught.value) and "set.pkl" in str(caught.value)
+    with pytest.raises(CourseError, match="is not a file"):
+        data.load_shifted(tmp_path / "absent.pkl")
