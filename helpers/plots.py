@@ -240,8 +240,8 @@ def curves(
     for i, (name, runs) in enumerate(histories.items()):
         values = np.stack([history[column].to_numpy() for history in runs]) * (100 if percent else 1)
         x = runs[0]["epoch"].to_numpy() * (steps_per_epoch or 1)
-        axis.plot(x, values.mean(0), DASHES[i % 7], marker=MARKERS[i % 7], markevery=max(1, len(x) // 12), markersize=4,
-                  color=PALETTE[i % 10], label=name, linewidth=1.6)  # fmt: skip
+        axis.plot(x, values.mean(0), linestyle=DASHES[i % 7], marker=MARKERS[i % 7], markevery=max(1, len(x) // 12),
+                  markersize=4, color=PALETTE[i % 10], label=name, linewidth=1.6)  # fmt: skip
         if len(runs) > 1:
             axis.fill_between(x, values.min(0), values.max(0), color=PALETTE[i % 10], alpha=0.2, linewidth=0)
     if reference is not None:
@@ -295,4 +295,50 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure
                 yticklabels=list(classes), annot_kws={"size": 7}, ax=axis, cbar_kws={"label": "%"})  # fmt: skip
     axis.set(xlabel="predicted", ylabel="true")
     axis.tick_params(axis="x", rotation=45)
+    return figure
+
+
+def stacked(frame: pd.DataFrame, title: str, xlabel: str) -> Figure:
+    """A horizontal bar a row, its columns laid end to end and told apart by colour and hatch, with the total beside."""
+    figure, axis = new(height=0.36 * len(frame) + 1.3)
+    y, left = np.arange(len(frame))[::-1], np.zeros(len(frame))
+    for i, name in enumerate(frame.columns):
+        values = frame[name].to_numpy(float)
+        axis.barh(y, values, left=left, color=PALETTE[i % 10], hatch=("", "///", "...", "xxx", "++")[i % 5], label=name,
+                  edgecolor="white", linewidth=0.5, height=0.7)  # fmt: skip
+        left += values
+    for at, total in zip(y, left, strict=True):
+        axis.annotate(f"{total:,.0f}", (total, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set(title=title, xlabel=xlabel, yticks=y, yticklabels=list(frame.index))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.margins(x=0.12)
+    axis.legend(frameon=False)
+    return figure
+
+
+def heat(frame: pd.DataFrame, title: str, label: str, low: float = 0.0, high: float = 1.0, form: str = ".2f") -> Figure:
+    """A table as a heat map with its numbers written in, rows and columns named as in the frame."""
+    figure, axis = new(width=0.66 * frame.shape[1] + 2.4, height=0.26 * len(frame) + 1.1)
+    sns.heatmap(frame, annot=True, fmt=form, cmap="cividis", vmin=low, vmax=high, annot_kws={"size": 7.5}, ax=axis,
+                linewidths=0.5, cbar_kws={"label": label})  # fmt: skip
+    axis.set(xlabel=frame.columns.name or "", ylabel=frame.index.name or "")
+    axis.set_title(title, loc="left")
+    axis.tick_params(axis="x", rotation=30)
+    axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def diagonal(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str, ylabel: str,
+             join: bool = True) -> Figure:  # fmt: skip
+    """Named (x, y) points in per cent against the line y = x, told apart by colour and marker; joined by lines or not.
+
+    x and y in [0, 1]: confidence against accuracy (a reliability diagram), clean against distorted.
+    """
+    figure, axis = new(width=5.2, height=4.2)
+    axis.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=1.2)
+    for i, (name, (x, y)) in enumerate(series.items()):
+        axis.plot(100 * np.asarray(x), 100 * np.asarray(y), linestyle=DASHES[i % 7] if join else "",
+                  marker=MARKERS[i % 7], color=PALETTE[i % 10], label=name, linewidth=1.4, markersize=5)  # fmt: skip
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axis.legend(frameon=False)
     return figure

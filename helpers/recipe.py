@@ -72,9 +72,10 @@ class Recipe:
             if not number or not low <= value <= high:  # NaN fails the comparison
                 kind = "a whole number" if whole else "a number"
                 raise CourseError(f"{name}={value!r} is out of range: expected {kind} from {low:g} to {high:g}.")
-        object.__setattr__(self, "blocks", tuple(self.blocks))
-        if not 1 <= len(self.blocks) <= 4 or not all(isinstance(n, int) and 1 <= n <= 50 for n in self.blocks):
+        blocks = tuple(self.blocks) if isinstance(self.blocks, list | tuple) else ()
+        if not 1 <= len(blocks) <= 4 or not all(type(n) is int and 1 <= n <= 50 for n in blocks):
             raise CourseError(f"blocks={self.blocks!r} is out of range: expected 1 to 4 whole numbers from 1 to 50.")
+        object.__setattr__(self, "blocks", blocks)
         for name, choices in (("stage", STAGES), ("precision", PRECISIONS)):
             if getattr(self, name) not in choices:
                 raise CourseError(f"{name}={getattr(self, name)!r} is unknown: expected one of {', '.join(choices)}.")

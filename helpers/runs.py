@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from helpers.data import CIFAR10
 from helpers.runtime import ROOT, CourseError, replacing, shown
 
 RECORDED = ROOT / "data" / "runs"
@@ -37,7 +38,12 @@ class Run:
     @property
     def history(self) -> pd.DataFrame:
         """A row an epoch: epoch, learning_rate, train_loss, train_accuracy, val_loss, val_accuracy, ..."""
-        return pd.read_csv(self.path / "history.csv")
+        try:
+            return pd.read_csv(self.path / "history.csv")
+        except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
+            raise CourseError(
+                f"{shown(self.path / 'history.csv')} cannot be read ({type(error).__name__}): train the run again."
+            ) from error
 
     @property
     def label(self) -> str:
@@ -50,10 +56,15 @@ def write_history(path: Path, rows: list[dict[str, float]]) -> None:
         pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")
 
 
-def write_record(path: Path, record: dict[str, Any]) -> Run:
-    """Write run.json. Refuses to put a run on the stand-in set among the recorded runs."""
-    if record["data"] != "CIFAR-10" and Path(path).resolve().is_relative_to(RECORDED.resolve()):
+def refuse_stand_in(path: Path, source: str) -> None:
+    """Raise CourseError where a run on the stand-in set would land among the recorded runs."""
+    if source != CIFAR10 and Path(path).resolve().is_relative_to(RECORDED.resolve()):
         raise CourseError(f"A run on the stand-in set is never recorded: choose a folder outside {shown(RECORDED)}.")
+
+
+def write_record(path: Path, record: dict[str, Any]) -> Run:
+    """Write run.json, with the definitions of its metrics; never for a stand-in run among the recorded ones."""
+    refuse_stand_in(path, record["data"])
     with replacing(path / "run.json") as temporary:
         temporary.write_text(json.dumps({**record, "definitions": DEFINITIONS}, indent=1, sort_keys=True) + "\n")
     return Run(path, record)
@@ -64,8 +75,10 @@ def read(path: str | Path) -> Run:
     path = Path(path)
     try:
         record = json.loads((path / "run.json").read_text())
+        if missing := {"recipe", "data", "metrics"} - set(record):
+            raise ValueError(f"without {missing}")
         return Run(path, {key: record[key] for key in record if key != "definitions"})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CourseError(
             f"{shown(path)} is not a finished run ({type(error).__name__}): expected a folder with "
             "run.json and history.csv, as `python -m helpers train` leaves it."

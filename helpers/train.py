@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -174,9 +175,8 @@ def fit(
     Raises CourseError if the folder holds another recipe's run, or cannot be written.
     """
     run_dir, device = Path(run_dir), device or pick_device()
-    if not resume:
-        for name in ("run.json", "history.csv", "checkpoint.pt", "best.safetensors"):  # the record first
-            (run_dir / name).unlink(missing_ok=True)
+    runs.refuse_stand_in(run_dir, data.source)
+    _prepare(run_dir, fresh=not resume)
     if (run_dir / "run.json").exists():
         finished = runs.read(run_dir)
         _refuse_another(finished.record["recipe"], finished.record["data"], recipe, data.source, run_dir)
@@ -209,13 +209,32 @@ def fit(
     return _finish(trainer, run_dir)
 
 
+def _prepare(run_dir: Path, fresh: bool) -> None:
+    """Make the folder now, not after the first epoch; clear what a killed process left half-written."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for path in run_dir.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+        for name in ("run.json", "history.csv", "checkpoint.pt", "best.safetensors") if fresh else ():  # record first
+            (run_dir / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise CourseError(
+            f"Cannot write to {shown(run_dir)} ({error.strerror}): choose a folder you may write to."
+        ) from error
+
+
 def _save(trainer: Trainer, run_dir: Path) -> None:
-    """Best weights first, checkpoint last: a kill in between repeats the epoch, which writes the same best again."""
+    """Best weights first, checkpoint last: a kill in between repeats the epoch, which writes the same best again.
+
+    Both go through memory, since their own writers report a full disk with errors of their own, not OSError.
+    """
     if best_row(trainer.history) is trainer.history[-1]:
         with replacing(run_dir / "best.safetensors") as temporary:
-            save_file({k: v.contiguous() for k, v in trainer.model.state_dict().items()}, temporary)
+            temporary.write_bytes(save({k: v.contiguous() for k, v in trainer.model.state_dict().items()}))
+    checkpoint = io.BytesIO()
+    torch.save(trainer.state(), checkpoint)
     with replacing(run_dir / "checkpoint.pt") as temporary:
-        torch.save(trainer.state(), temporary)
+        temporary.write_bytes(checkpoint.getbuffer())
     runs.write_history(run_dir, trainer.history)
 
 
@@ -258,7 +277,8 @@ def _read_checkpoint(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location=torch.device("cpu"), weights_only=True)
+        state = torch.load(path, map_location=torch.device("cpu"), weights_only=True)
+        return {**state, "recipe": dict(state["recipe"])}
     except Exception as error:  # torch.load fails with many types on a torn or foreign file
         raise CourseError(
             f"{shown(path)} cannot be read ({type(error).__name__}): delete it to start this run afresh."

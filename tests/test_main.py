@@ -1,0 +1,121 @@
+"""The command line, the Makefile and the promises of a checkout: what a newcomer types, and what they get wrong."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from helpers.runtime import ROOT, CourseError, replacing
+
+NO_DATA = {"CIFAR10_ROOT": "/nonexistent/cifar"}
+
+
+def command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "helpers", *map(str, arguments)],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def refused(result) -> str:
+    """The one sentence of a refusal: exit code 1, one line on stderr, no traceback."""
+    assert result.returncode == 1, result
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: "), result.stderr
+    return result.stderr
+
+
+def test_help_names_every_public_command():
+    shown = command("--help").stdout
+    for name in ("fetch", "train", "evaluate", "sweep", "bench", "figures", "reproduce", "report"):
+        assert re.search(rf"\b{name}\b", shown)
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (("train", "nope"), "no recipe 'nope': expected one of .*quick"),
+    (("train", "quick", "--set", "epochs=0"), "epochs=0 is out of range: expected a whole number from 1 to 5000"),
+    (("train", "quick", "--set", "colour=red"), "no field 'colour': expected one of .*learning_rate"),
+    (("train", "quick", "--set", "epochs"), "has no value"),
+    (("sweep", "nope"), "no recipe 'nope'"),
+    (("evaluate", "/nonexistent/run"), "is not a finished run"),
+    (("bench", "nope"), "no benchmark 'nope'"),
+    (("reproduce", "--profile", "nope"), "no profile 'nope'"),
+    (("train", "laptop"), "CIFAR-10 is not in "),
+    (("reproduce", "--profile", "recorded"), "could not be downloaded|Cannot write"),
+])  # fmt: skip
+def test_mistakes_are_one_sentence(arguments, sentence):
+    assert re.search(sentence, refused(command(*arguments, **NO_DATA)))
+
+
+def test_train_then_evaluate_then_again(tmp_path):
+    """The whole path on the drawn set: train, test, a second call that finds it done, another recipe refused."""
+    tiny = ["--set", "epochs=2", "--set", "train_size=200", "--set", "val_size=50", "--run-dir", tmp_path / "run"]
+    first = command("train", "quick", *tiny, "--stand-in", **NO_DATA)
+    assert first.returncode == 0, first.stderr
+    lines = first.stdout.splitlines()
+    assert [line.split("epoch")[0] for line in lines[:2]] == ["quick/0 ", "quick/0 "] and len(lines) == 3
+    assert re.match(r"quick/0 on stand-in: validation .* %.*, test .* % \[", lines[2])
+    assert first.stderr == "", "off a terminal there is no progress bar"
+    again = command("train", "quick", *tiny, "--stand-in", **NO_DATA)
+    assert again.stdout.splitlines() == lines[2:], "a finished run is not trained again"
+    assert command("evaluate", tmp_path / "run", "--stand-in", **NO_DATA).stdout.splitlines() == lines[2:]
+    other = command("train", "quick", *tiny, "--set", "momentum=0.5", "--stand-in", **NO_DATA)
+    assert "another momentum" in refused(other)
+
+
+def test_the_stand_in_is_never_recorded(tmp_path):
+    where = ROOT / "data" / "runs" / "quick" / "999"
+    result = command("train", "quick", "--set", "epochs=2", "--set", "train_size=100", "--set", "val_size=50",
+                     "--run-dir", where, "--stand-in", **NO_DATA)  # fmt: skip
+    assert "never recorded" in refused(result)
+    assert not where.exists()
+
+
+def test_make_help_has_a_line_for_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
+    shown = subprocess.run(["make", "-s", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert {line.split()[1] for line in shown.splitlines()} == targets
+    assert targets >= {"setup", "reproduce", "test", "figures", "notebooks", "bench", "lab"}
+
+
+def test_setup_does_nothing_twice():
+    if not (ROOT / ".venv" / "installed").exists():
+        pytest.skip("no environment made by make here")
+    again = subprocess.run(["make", "setup"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert "Nothing to be done" in again
+
+
+def test_dependencies_have_a_lower_and_an_upper_bound_and_a_reason():
+    text = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    for requirement in project["dependencies"]:
+        assert re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", requirement), requirement
+        assert re.search(rf'"{re.escape(requirement)}", +# \S', text), f"{requirement} has no reason beside it"
+    for requirement in [r for extra in project["optional-dependencies"].values() for r in extra]:
+        assert re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", requirement), requirement
+
+
+def test_importing_a_room_does_no_work():
+    rooms = "runtime data augment mixing model recipe runs evaluate train sweep plots figures notebooks bench __main__"
+    code = f"import sys; sys.argv = ['x']; import {', '.join(f'helpers.{room}' for room in rooms.split())}"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **NO_DATA}
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_replacing_keeps_the_old_file_when_the_write_fails(tmp_path):
+    path = tmp_path / "kept.txt"
+    path.write_text("old")
+    with pytest.raises(CourseError, match=r"Cannot write .*kept.txt .*untouched"), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        temporary.write_text(str(1 / 0))
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,494 @@
+"""The notebooks room on small notebooks: parameters, execution, navigation, refresh, format check, report."""
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from helpers import notebooks
+from helpers.notebooks import NotebookFailed
+from helpers.notebooks.run import declared_parameters
+from helpers.runtime import ROOT, CourseError
+
+PARAMETERS = "profile = 'recorded'  # or quick, paper\nsteps = 3\nrate = 0.5"
+PLOT = """import matplotlib.pyplot as plt
+figure, axes = plt.subplots(figsize=(5, 2.5))
+axes.plot(range(steps), marker="o")
+plt.close(figure)
+figure"""
+OPENING = """# {title}
+
+**Question.** Does *notebook* {name} hold
+what it promises? It should.
+
+**Running time:** 1 s."""
+CLOSING = """## Exercises
+
+1. Why?
+
+<details><summary>Solution</summary>
+
+Because.
+
+</details>
+
+2. And then?
+
+<details><summary>Solution</summary>
+
+Nothing.
+
+</details>"""
+REFERENCES = (
+    """## References
+
+[next](02_second.ipynb#References), [first](01_first.ipynb), [none](09_none.ipynb), [own](#Twice), [data](data.csv),
+[elsewhere](https://example.org/02_second.ipynb), [long](https://example.org/"""
+    + "x" * 300
+    + ")."
+)
+
+
+def build(path: Path, *code: str, title: str | None = None, parameters: str = PARAMETERS) -> Path:
+    """A notebook that the format check accepts once refreshed; `code` cells go between parameters and exercises."""
+    cells = [
+        new_markdown_cell(OPENING.format(title=title or f"The {path.stem}", name=path.stem)),
+        new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+    ]
+    cells += [new_code_cell(source) for source in code]
+    cells += [new_markdown_cell(f"Paragraph {number}, with $x^2$.") for number in range(14)]
+    cells[-2:] = [new_markdown_cell("## Once"), new_markdown_cell("## Twice")]
+    cells += [new_markdown_cell(CLOSING), new_markdown_cell(REFERENCES)]
+    for number, cell in enumerate(cells):
+        cell.id = f"cell-{number}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def code_text(path: Path) -> str:
+    outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+@pytest.fixture(scope="session")
+def course(tmp_path_factory) -> Path:
+    """Three notebooks, refreshed once: what `make notebooks` leaves behind. Tests copy it or leave it as it is."""
+    folder = tmp_path_factory.mktemp("course") / "notebooks"
+    build(
+        folder / "01_first.ipynb",
+        "print(profile)\nprint(steps)",
+        "import os\nprint(os.path.exists('01_first.ipynb'))",
+        title="First of *three*",
+    )
+    second = build(folder / "02_second.ipynb", PLOT, "1 / 0", "import sys")
+    notebook = nbformat.read(second, 4)
+    notebook.cells[3].metadata["tags"] = ["raises-exception"]
+    notebook.cells.insert(3, new_markdown_cell("*What to see:* the line & its points rise.\n\nMore.", id="see"))
+    nbformat.write(notebook, second)
+    build(folder / "03_third.ipynb")
+    (folder / "data.csv").touch()
+    notebooks.refresh(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(course, tmp_path) -> Path:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for path in course.glob("*.ipynb"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ listing, parameters
+
+
+def test_listing_reads_order_titles_and_questions(course):
+    found = notebooks.listing(course)
+    assert [one.name for one in found] == ["01_first", "02_second", "03_third"]
+    assert found[0].title == "First of three"
+    assert found[1].question == "Does notebook 02_second hold what it promises?"
+
+
+def test_listing_of_nothing_and_of_rubbish(tmp_path):
+    with pytest.raises(CourseError, match="No notebook"):
+        notebooks.listing(tmp_path)
+    for text in ("", "[]", '{"nbformat": 4, "nbformat_minor": 5, "cells": 3}'):
+        path = tmp_path / "01_rubbish.ipynb"
+        path.write_text(text)
+        with pytest.raises(CourseError, match="cannot be read as a Jupyter notebook"):
+            notebooks.listing(tmp_path)
+        assert len(notebooks.check(path)) == 1
+    with pytest.raises(CourseError, match="cannot be read"):
+        declared_parameters(tmp_path / "missing.ipynb")
+
+
+def test_declared_parameters(tmp_path):
+    path = build(tmp_path / "01_a.ipynb", parameters=f"# comment\n\n{PARAMETERS}\nlow = -1\nflag = True")
+    assert declared_parameters(path) == {"profile": "recorded", "steps": 3, "rate": 0.5, "low": -1, "flag": True}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "steps: int = 3",
+        "a = b = 1",
+        "a, b = 1, 2",
+        "a = dict(b=1)",
+        "a = 1 + x",
+        "import os",
+        "a = (1, 2)",
+        "a = [1]",
+        "a = {'b': 1}",
+        "a = None",
+        "a = 1; b = 2",
+        "profile = 'quick'",
+        "a = [\n1]",
+        "a =",
+        "if True: pass",
+        "a += 1",
+    ],
+)
+def test_other_than_plain_literals_is_refused(tmp_path, line):
+    path = build(tmp_path / "01_a.ipynb", parameters=f"profile = 'recorded'\n{line}")
+    with pytest.raises(CourseError, match=r"01_a\.ipynb, line 2 of the parameters cell"):
+        declared_parameters(path)
+
+
+def test_number_of_parameters_cells(tmp_path):
+    path = build(tmp_path / "01_a.ipynb")
+    notebook = nbformat.read(path, 4)
+    for count, tags in ((0, []), (2, ["parameters"])):
+        notebook.cells[1].metadata["tags"] = tags
+        notebook.cells[2:2] = [new_code_cell("a = 1", metadata={"tags": tags})]
+        nbformat.write(notebook, path)
+        with pytest.raises(CourseError, match=f"has {count} code cells tagged"):
+            declared_parameters(path)
+
+
+# ----------------------------------------------------------------------------------------------------------- execute
+
+
+@pytest.mark.parametrize(
+    "parameters, complaint",
+    [
+        ({"speed": 1}, r"no parameter 'speed'; it declares profile = 'recorded', steps = 3"),
+        ({"steps": "3"}, r"cannot take steps = '3', a str"),
+        ({"steps": True}, "a bool"),
+        ({"steps": 3.0}, "a float"),
+        ({"rate": "fast"}, "a str"),
+        ({"profile": None}, "a NoneType"),
+    ],
+)
+def test_parameters_are_strict(tmp_path, parameters, complaint):
+    path, output = build(tmp_path / "01_a.ipynb"), tmp_path / "out.ipynb"
+    with pytest.raises(CourseError, match=complaint):
+        notebooks.execute(path, output, parameters)
+    assert not output.exists()
+
+
+def test_execute_passes_parameters_and_leaves_no_machine_path(tmp_path):
+    tricky = "quotes ' \" and \\ {braces} é\nnewline"
+    path = build(
+        tmp_path / "odd folder" / "01_a.ipynb",
+        "import os\nprint(repr(profile), steps, rate)",
+        "print(os.path.basename(os.getcwd()))",
+    )
+    output = tmp_path / "odd folder" / "new" / "01_a.ipynb"
+    before, here = path.read_bytes(), os.getcwd()
+    notebooks.execute(path, output, {"profile": tricky, "rate": 1})
+    assert code_text(output) == f"{tricky!r} 3 1.0\nodd folder\n"
+    assert str(tmp_path) not in output.read_text()
+    assert path.read_bytes() == before and os.getcwd() == here
+    assert [file.name for file in output.parent.iterdir()] == ["01_a.ipynb"]  # no temporary left
+
+
+@pytest.mark.parametrize(
+    "code, complaint",
+    [
+        ("raise ValueError('first line\\nthe last line')", "ValueError: the last line"),
+        ("import time; time.sleep(60)", "more than 2 seconds"),
+        ("import os; os._exit(1)", "the kernel died"),
+    ],
+)
+def test_failing_cell_is_named_and_what_ran_is_kept(tmp_path, code, complaint):
+    path = build(tmp_path / "01_a.ipynb", "print('as far as here')", code, "print('never')")
+    output = tmp_path / "out" / "01_a.ipynb"
+    with pytest.raises(NotebookFailed, match=rf"^01_a\.ipynb failed in cell In \[3\]: .*{complaint}") as caught:
+        notebooks.execute(path, output, timeout=2)
+    assert "\n" not in str(caught.value)
+    assert code_text(output).startswith("as far as here")
+    assert "never\n" not in code_text(output)
+    assert [file.name for file in output.parent.iterdir()] == ["01_a.ipynb"]
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    path = build(tmp_path / "01_a.ipynb")
+    (tmp_path / "taken.ipynb").mkdir()
+    with pytest.raises(CourseError, match="Cannot write"):
+        notebooks.execute(path, tmp_path / "taken.ipynb")
+    assert [file.name for file in tmp_path.iterdir()] == ["01_a.ipynb", "taken.ipynb"]
+
+
+# ------------------------------------------------------------------------------------------- navigation and refresh
+
+
+def test_navigation_at_the_ends_and_twice(copy):
+    first, second, third = (nbformat.read(one.path, 4).cells for one in notebooks.listing(copy))
+    assert first[0].source == first[-1].source == "Contents · [The 02_second →](02_second.ipynb)"
+    assert second[0].source == (
+        "[← First of three](01_first.ipynb) · [Contents](01_first.ipynb) · [The 03_third →](03_third.ipynb)"
+    )
+    assert third[-1].source == "[← The 02_second](02_second.ipynb) · [Contents](01_first.ipynb)"
+    assert [cell.id for cell in (first[0], third[-1])] == ["navigation-above", "navigation-below"]
+    assert notebooks.navigate(copy) == []  # refreshed already: nothing to do
+    (copy / "02_second.ipynb").unlink()
+    assert [path.name for path in notebooks.navigate(copy)] == ["01_first.ipynb", "03_third.ipynb"]
+    assert notebooks.navigate(copy) == []
+
+
+def test_refresh_twice_gives_the_same_bytes(copy, capsys):
+    before = {path.name: path.read_bytes() for path in copy.glob("*.ipynb")}
+    notebooks.refresh(copy)
+    lines = capsys.readouterr().out.splitlines()
+    assert {path.name: path.read_bytes() for path in copy.glob("*.ipynb")} == before
+    assert len(lines) == 3 and all(line.endswith("unchanged") for line in lines)
+    text = b"".join(before.values()).decode()
+    assert not re.search(r"papermill|execution\":|<Figure|3\.\d+\.\d+", text)
+    assert "True" in code_text(copy / "01_first.ipynb")  # runs in the notebooks' folder
+
+
+def test_refresh_keeps_a_failing_notebook_as_it_was(tmp_path):
+    path = build(tmp_path / "notebooks" / "01_a.ipynb", "1 / 0")
+    notebooks.navigate(path.parent)
+    before = path.read_bytes()
+    with pytest.raises(NotebookFailed, match="ZeroDivisionError: division by zero"):
+        notebooks.refresh(path.parent)
+    assert path.read_bytes() == before
+    assert (tmp_path / "out" / "refresh" / "01_a.ipynb").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- check
+
+
+def test_check_passes_clean_notebooks(course):
+    assert [notebooks.check(one.path) for one in notebooks.listing(course)] == [[], [], []]
+
+
+def picture(mime="image/png"):
+    return new_output("display_data", {mime: "iVBORw0KGgo="})
+
+
+def set_source(at, text):
+    return lambda nb: nb.cells[at].update(source=text)
+
+
+def replace_source(at, old, new):
+    return lambda nb: nb.cells[at].update(source=nb.cells[at].source.replace(old, new))
+
+
+def add_output(kind, **output):
+    return lambda nb: nb.cells[3].outputs.append(new_output(kind, **output))
+
+
+# cells of 01_first: 0 bar, 1 opening, 2 parameters, 3 and 4 code, 5.. paragraphs, -3 exercises, -2 references, -1 bar
+FAULTS = {
+    "no parameters cell": (lambda nb: nb.cells[2].metadata.clear(), "0 code cells tagged 'parameters'"),
+    "computed parameter": (set_source(2, "profile = str('recorded')"), "line 1 of the parameters cell"),
+    "no profile": (set_source(2, "steps = 3"), "default of `profile` is None"),
+    "other profile": (set_source(2, "profile = 'quick'"), "default of `profile` is 'quick'"),
+    "no bar": (lambda nb: nb.cells.pop(0), "navigation bars"),
+    "old bar": (replace_source(-1, "The", "An"), "navigation bars"),
+    "bar in the middle": (lambda nb: nb.cells[6].metadata.update(tags=["navigation"]), "navigation bars"),
+    "kernel": (lambda nb: nb.metadata.kernelspec.update(name="my-env"), "kernel"),
+    "kernel's name": (lambda nb: nb.metadata.kernelspec.update(display_name="Python 3 (ipykernel)"), "kernel"),
+    "counts": (lambda nb: nb.cells[3].update(execution_count=7), "execution counts are not 1 to 3"),
+    "no count": (lambda nb: nb.cells[4].update(execution_count=None), "execution counts"),
+    "error": (add_output("error", ename="KeyError", evalue="", traceback=[]), "stores an error: ['KeyError']"),
+    "path in a traceback": (
+        lambda nb: (
+            nb.cells[3].metadata.update(tags=["raises-exception"]),
+            add_output("error", ename="E", evalue="", traceback=["File /home/anna/x.py"])(nb),
+        ),
+        "shows a machine's path, /home/",
+    ),
+    "stderr": (add_output("stream", name="stderr", text="warning"), "stderr"),
+    "widget": (add_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}}), "widget"),
+    "widget state": (lambda nb: nb.metadata.update(widgets={}), "state of widgets"),
+    "svg": (add_output("display_data", data={"image/svg+xml": "<svg/>"}), "PNG only"),
+    "home in source": (set_source(6, "Look into `/home/anna/data`."), "names a machine's path, /home/"),
+    "root in source": (set_source(6, f"{ROOT}/data"), "names a machine's path"),
+    "tmp in output": (add_output("stream", name="stdout", text="x\n/tmp/x"), "shows a machine's path, /tmp/"),
+    "Windows path": (add_output("display_data", data={"text/html": r"C:\Users\anna"}), "machine's path"),
+    "address": (add_output("display_data", data={"text/plain": "<a.B object at 0x7f00aa>"}), "address"),
+    "too large": (set_source(6, "word " * 70_000), "at most 300 KB"),
+    "too few cells": (lambda nb: [nb.cells.pop(5) for _ in range(3)], "has 19 cells"),
+    "too many cells": (lambda nb: [nb.cells.insert(5, new_markdown_cell("x")) for _ in range(40)], "62 cells"),
+    "long cell": (set_source(3, "x = 1\n" * 31), "more than 30 lines of code"),
+    "to do": (set_source(6, "TODO: write"), "still has something to do"),
+    "picture unexplained": (lambda nb: nb.cells[3].outputs.append(picture()), "no `*What to see:*` follows"),
+    "no alt text": (set_source(6, "![](data/cat.png)"), "without alt text"),
+    "no title": (replace_source(1, "# First", "First"), "no title heading"),
+    "no question": (replace_source(1, "Question", "Topic"), "does not state the Question"),
+    "no running time": (replace_source(1, "Running", "Some"), "Running time"),
+    "no exercises": (replace_source(-3, "## Exercises", "## More"), "no heading Exercises"),
+    "one solution": (replace_source(-3, CLOSING[CLOSING.index("2.") :], ""), "Fewer than two exercises"),
+    "no references": (set_source(-2, "Nobody."), "no heading References"),
+    "star import": (set_source(3, "from os import *"), "star"),
+    "unknown tag": (lambda nb: nb.cells[3].metadata.update(tags=["important"]), "unknown tag: ['important']"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_finds_each_fault(copy, fault):
+    plant, complaint = FAULTS[fault]
+    path = copy / "01_first.ipynb"
+    notebook = nbformat.read(path, 4)
+    plant(notebook)
+    nbformat.write(notebook, path)
+    problems = notebooks.check(path)
+    assert any(complaint in problem for problem in problems), problems
+    assert len(problems) == 1 and problems[0].startswith("01_first.ipynb") and "\n" not in problems[0], problems
+
+
+def test_check_accepts_what_looks_like_a_fault(copy):
+    path = copy / "01_first.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.cells[6].source = "See https://example.org/home/page and ../work/tmp/x; a mastodon; `from os import path`."
+    notebook.cells[3].outputs.append(picture())
+    notebook.cells.insert(4, new_markdown_cell("*What to see:* the curve flattens."))
+    nbformat.write(notebook, path)
+    assert notebooks.check(path) == []
+
+
+def test_check_of_a_misnamed_file(copy):
+    path = (copy / "01_first.ipynb").rename(copy / "first.ipynb")
+    assert notebooks.check(path) == ["first.ipynb: The file is not named like 01_name.ipynb."]
+
+
+# ------------------------------------------------------------------------------------------------ reproduce and report
+
+
+RESULTS = {"quick/0": {"accuracy": 0.5, "note": "a | b"}, "images": 100}
+
+
+@pytest.fixture(scope="session")
+def reproduced(course, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "quick"
+    summary = notebooks.reproduce(
+        "quick",
+        out,
+        None,
+        {"steps": 5, "pictures": "drawn"},
+        data_source="stand-in <set>",
+        results=lambda: RESULTS if (out / "03_third.ipynb").exists() else {},
+        folder=course,
+    )
+    return out, summary
+
+
+def test_reproduce_runs_everything_and_sums_up(reproduced):
+    out, summary = reproduced
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert (summary["profile"], summary["state"], summary["data_source"]) == ("quick", "passed", "stand-in <set>")
+    assert [record["state"] for record in summary["notebooks"].values()] == ["passed"] * 3
+    assert all(record["seconds"] > 0 for record in summary["notebooks"].values())
+    assert summary["results"] == RESULTS
+    assert code_text(out / "01_first.ipynb") == "quick\n5\nTrue\n"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "01_first.ipynb",
+        "02_second.ipynb",
+        "03_third.ipynb",
+        "report.html",
+        "summary.json",
+    ]
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def values(self, tag: str, attribute: str) -> list[str]:
+        return [attrs[attribute] for name, attrs in self.found if tag in (name, "*") and attribute in attrs]
+
+
+def test_report_is_one_page_whose_anchors_resolve(reproduced, course):
+    page = Page(reproduced[0] / "report.html")
+    assert [len([tag for tag, _ in page.found if tag == one]) for one in ("html", "head", "main")] == [1, 1, 1]
+    assert page.values("section", "id") == ["contents", "01_first", "02_second", "03_third"]
+    ids, links = page.values("*", "id"), page.values("a", "href")
+    assert len(ids) == len(set(ids))
+    assert links and all(link[1:] in ids for link in links if link.startswith("#"))
+    assert {"#01_first", "#02_second-References", "#02_second-Twice", "09_none.ipynb"} <= set(links)
+    assert {link for link in links if link.endswith(".ipynb")} == {
+        "https://example.org/02_second.ipynb",
+        "09_none.ipynb",
+    }
+    assert os.path.relpath(course / "data.csv", reproduced[0]) in links
+    assert page.values("img", "alt") == ["the line & its points rise."]
+    assert page.values("img", "src")[0].startswith("data:image/png;base64,")
+    assert all("mathjax" in script for script in page.values("script", "src"))
+    assert len(page.values("script", "async")) == len(page.values("script", "src")) == 1
+    for text in ("First of three", "stand-in <set>", "accuracy", "0.5", "a | b", "Does notebook 02_second hold"):
+        assert text in page.text
+    assert "navigation" not in " ".join(ids)
+
+
+def test_report_is_rebuilt_from_what_is_there(reproduced, course, tmp_path):
+    for path in (*reproduced[0].glob("*.ipynb"), reproduced[0] / "summary.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert notebooks.rebuild_report(tmp_path, course) == tmp_path / "report.html"
+    assert Page(tmp_path / "report.html").text == Page(reproduced[0] / "report.html").text
+    with pytest.raises(CourseError, match=r"no summary\.json .* run"):
+        notebooks.rebuild_report(tmp_path / "nothing")
+
+
+def test_reproduce_goes_on_after_a_failure_and_removes_only_its_own(tmp_path, capsys):
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    build(folder / "01_bad.ipynb", "raise SystemError('no | luck')")
+    build(folder / "02_good.ipynb", "print('went on')", parameters="profile = 'recorded'\nextra = 1")
+    summary = notebooks.reproduce("recorded", out, folder=folder)
+    assert summary["state"] == "failed"
+    assert [record["state"] for record in summary["notebooks"].values()] == ["failed", "passed"]
+    assert "In [3]: SystemError: no | luck" in capsys.readouterr().out  # as numbered in the executed copy
+    assert "In [3]: SystemError: no | luck" in Page(out / "report.html").text
+
+    (out / "mine.txt").write_text("keep me")
+    summary = notebooks.reproduce("recorded", out, ["02"], {"pictures": "drawn"}, folder=folder)
+    assert list(summary["notebooks"]) == ["02_good"] and summary["results"] == {}
+    assert "01_bad" not in (out / "report.html").read_text()
+    assert {path.name for path in out.iterdir()} == {
+        "01_bad.ipynb",
+        "02_good.ipynb",
+        "mine.txt",
+        "report.html",
+        "summary.json",
+    }
+
+
+def test_reproduce_refuses_before_anything_runs(course, tmp_path):
+    def refused(match, profile="quick", **more):
+        with pytest.raises(CourseError, match=match):
+            notebooks.reproduce(profile, tmp_path / "out", folder=course, **more)
+
+    refused("no profile 'fast': choose one of recorded, quick, paper", profile="fast")
+    refused("no notebook '09'", only=["01", "09"])
+    refused("cannot take steps = 'many'", extra_parameters={"steps": "many"})
+    assert not (tmp_path / "out").exists()

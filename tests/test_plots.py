@@ -1,0 +1,468 @@
+"""Figures hold the numbers they were given, carry the stamp, and come out the same byte for byte."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+import sys
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import seaborn as sns
+import torch
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
+from torch import nn
+
+from helpers import figures, plots, recipe, runs
+from helpers.data import CIFAR10, CLASSES, STAND_IN, draw_stand_in
+from helpers.model import SEBlock, SEResNet
+from helpers.runtime import ROOT, CourseError
+
+LAYOUTS = [(1,), (1, 2), (2, 1, 1), (1, 1, 2, 3), (3, 3, 4, 3)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_pyplot():
+    backend = matplotlib.get_backend()
+    matplotlib.use("agg")
+    plots.start(CIFAR10)
+    yield
+    plt.close("all")
+    plots.start(CIFAR10)
+    matplotlib.use(backend)
+
+
+def net(blocks=(1, 2), width=8) -> SEResNet:
+    torch.manual_seed(0)
+    return SEResNet(blocks, width, reduction=4)
+
+
+def history(seed: int = 0, epochs: int = 5) -> pd.DataFrame:
+    g = np.random.default_rng(seed)
+    columns = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_augmented_accuracy")
+    return pd.DataFrame({"epoch": np.arange(1, epochs + 1), **{name: g.random(epochs) for name in columns}})
+
+
+ROWS = pd.DataFrame({"label": ["a", "b"], "value": [0.5, 0.9], "low": [0.4, 0.88], "high": [0.55, 0.93]})
+DRAWN = draw_stand_in(40, seed=3)
+
+# One call of every public function that makes a figure; a test below says so when one is missing.
+EXAMPLES = {
+    "images": lambda: plots.images([DRAWN.images[:3], DRAWN.images[3:5]], ["one", "two"], ["x", "y", "z"]),
+    "class_counts": lambda: plots.class_counts({"train": range(10, 20), "test": range(10)}, CLASSES),
+    "channel_histograms": lambda: plots.channel_histograms(DRAWN.images),
+    "architecture": lambda: plots.architecture(net()),
+    "excitations": lambda: plots.excitations(net(), DRAWN.images / 255, DRAWN.labels, CLASSES),
+    "curves": lambda: plots.curves({"a": [history(0), history(1)], "b": [history(2)]}, "val_loss", "title", "nats"),
+    "lines": lambda: plots.lines({"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])}, "title", "x", "y"),
+    "intervals": lambda: plots.intervals(ROWS, "title"),
+    "confusion": lambda: plots.confusion(np.arange(1, 101).reshape(10, 10), CLASSES),
+    "heat": lambda: plots.heat(pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4]}, ["p", "q"]), "title", "share"),
+    "diagonal": lambda: plots.diagonal({"a": ([0.1, 0.9], [0.2, 0.8]), "b": ([0.5], [0.5])}, "title", "x", "y"),
+    "stacked": lambda: plots.stacked(pd.DataFrame({"a": [1, 2], "b": [3, 4]}, ["p", "q"]), "title", "x"),
+}
+each_figure = pytest.mark.parametrize("name", EXAMPLES)
+
+
+def makers() -> set[str]:
+    functions = inspect.getmembers(plots, inspect.isfunction)
+    return {
+        name
+        for name, function in functions
+        if function.__module__ == plots.__name__
+        and not name.startswith("_")
+        and inspect.signature(function).return_annotation in (Figure, "Figure")
+    }
+
+
+def texts(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+# ------------------------------------------------------------------------------------------------- every figure
+
+
+def test_every_plot_function_has_an_example_here():
+    assert makers() == set(EXAMPLES), "give each public function of helpers.plots that returns a Figure an example"
+
+
+_opened: list[str] | None = None
+
+
+def _note(event: str, arguments: tuple) -> None:
+    if event == "open" and _opened is not None and isinstance(arguments[0], str | bytes | os.PathLike):
+        _opened.append(os.fsdecode(arguments[0]))
+
+
+sys.addaudithook(_note)
+
+
+@each_figure
+def test_every_plot_function_returns_a_figure_and_opens_no_file_of_ours(name):
+    global _opened
+    EXAMPLES[name]()  # whatever matplotlib reads on first use
+    try:
+        _opened = []
+        assert type(EXAMPLES[name]()) is Figure
+        opened, _opened = _opened, None
+    finally:
+        _opened = None
+    libraries = tuple({str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, matplotlib.get_cachedir())})
+    fonts = (".ttf", ".otf", ".afm", ".ttc")
+    ours = [p for p in opened if not str(Path(p).resolve()).startswith(libraries) and not p.endswith(fonts)]
+    assert not ours
+
+
+@each_figure
+def test_every_figure_is_stamped_on_the_stand_in_set_and_only_there(name, capsys):
+    plots.start(STAND_IN)
+    assert "STAND-IN DATA" in capsys.readouterr().out
+    assert "STAND-IN DATA" in texts(EXAMPLES[name]())
+    plots.start(CIFAR10)
+    assert capsys.readouterr().out == ""
+    assert "STAND-IN" not in texts(EXAMPLES[name]())
+
+
+@each_figure
+def test_the_stamp_is_to_be_seen(name):
+    """Not hidden under the picture: a reddish word over it changes the pixels."""
+    pixels = []
+    for source in (CIFAR10, STAND_IN):
+        plots.start(source)
+        figure = EXAMPLES[name]()
+        figure.canvas.draw()
+        pixels.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int))
+    height, width = pixels[0].shape[:2]
+    changed = (pixels[0] != pixels[1][:height, :width]).any(-1)
+    assert changed.mean() > 0.005
+
+
+def test_start_undoes_what_a_notebook_changed():
+    plots.start(CIFAR10)
+    before = dict(plt.rcParams)
+    plt.rcParams["lines.linewidth"] = 17
+    plots.start(CIFAR10)
+    assert dict(plt.rcParams) == before
+
+
+# -------------------------------------------------------------------------------------------------------- saving
+
+
+@each_figure
+def test_the_same_figure_gives_the_same_bytes(name, tmp_path):
+    for number in (1, 2):
+        plots.save(EXAMPLES[name](), tmp_path / f"{number}.png")
+    first, second = ((tmp_path / f"{number}.png").read_bytes() for number in (1, 2))
+    assert first == second
+    assert first.startswith(b"\x89PNG") and b"Software" not in first and b"Creation" not in first
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(OSError(28, "No space left on device"), CourseError), (ValueError,) * 2]
+)
+def test_a_failing_save_leaves_the_old_file(tmp_path, monkeypatch, error, raised):
+    path = tmp_path / "a.png"
+    plots.save(EXAMPLES["lines"](), path)
+    old = path.read_bytes()
+    figure = EXAMPLES["lines"]()
+
+    def half(target, **options):
+        Path(target).write_bytes(b"half a pic")
+        raise error
+
+    monkeypatch.setattr(figure, "savefig", half)
+    with pytest.raises(raised):
+        plots.save(figure, path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_save_closes_the_figure_and_makes_the_folder(tmp_path):
+    figure = EXAMPLES["lines"]()
+    assert plt.fignum_exists(figure.number)
+    plots.save(figure, tmp_path / "new" / "deep" / "a.png")
+    assert not plt.fignum_exists(figure.number)
+    assert (tmp_path / "new" / "deep" / "a.png").is_file()
+
+
+# -------------------------------------------------------------------------------------------------- architecture
+
+
+@pytest.mark.parametrize("blocks", LAYOUTS)
+@pytest.mark.parametrize("size", [32, 40])
+def test_walk_agrees_with_hooks_made_here(blocks, size):
+    model = net(blocks)
+    rows = plots.walk(model, size)
+    assert rows.parameters.sum() == sum(p.numel() for p in model.parameters())
+    assert list(rows.name) == [
+        "stem",
+        *(f"stages.{i}.{k}" for i, depth in enumerate(blocks) for k in range(depth)),
+        *("pool", "dropout", "fc"),
+    ]
+    seen = {}
+    for name in rows.name:
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: (inputs[0].shape[1:], output.shape[1:])})
+        )
+    with torch.no_grad():
+        model.eval()(torch.rand(2, 3, size, size))
+    for row in rows.itertuples():
+        before, after = seen[row.name]
+        assert row.shape == tuple(after), row.name
+        assert row.parameters == sum(p.numel() for p in model.get_submodule(row.name).parameters())
+        if row.kind == "BasicBlock":
+            assert row.stride == model.get_submodule(row.name).conv1.stride[0] == before[1] // after[1]
+            assert row.projects == (before != after)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_walk_leaves_the_model_as_it_was(training):
+    model = net().train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plots.walk(model)
+    assert all(module.training is training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("blocks", LAYOUTS)
+def test_the_architecture_names_every_count(blocks):
+    model = net(blocks, width=32)
+    figure = plots.architecture(model)
+    written = texts(figure)
+    for part in (model, model.stem, *model.stages, model.fc):
+        assert f"{sum(p.numel() for p in part.parameters()):,} parameters" in written
+    for i, depth in enumerate(blocks):
+        width = 32 * 2**i
+        boxes = [text for text in figure.axes[0].texts if f"SE {width}→{width // 4}→{width}" in text.get_text()]
+        assert len(boxes) == depth
+        assert sum("/2" in box.get_text() for box in boxes) == (i > 0)
+        assert f"{width}×{32 // 2**i}×{32 // 2**i}" in written
+    arrows = [patch for patch in figure.axes[0].patches if patch.get_linestyle() in ("--", "dashed")]
+    assert len(arrows) == len(blocks) - 1, "a dashed skip for every stage that changes the shape"
+
+
+def test_excitations_are_the_mean_weights_of_each_class():
+    model, x = net((1, 1)), DRAWN.images / 255
+    last = [module for module in model.modules() if isinstance(module, SEBlock)][-1]
+    inputs = []
+    hook = last.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    with torch.no_grad():
+        model.eval()(x)
+        hidden = nn.functional.linear(inputs[0].mean((2, 3)), last.fc1.weight, last.fc1.bias).relu()
+        weights = nn.functional.linear(hidden, last.fc2.weight, last.fc2.bias).sigmoid().numpy()
+    hook.remove()
+    means = np.stack([weights[DRAWN.labels.numpy() == c].mean(0) for c in range(10)])
+    drawn = plots.excitations(model, x, DRAWN.labels, CLASSES).axes[0].collections[0].get_array()
+    drawn = np.asarray(drawn).reshape(10, -1)
+    np.testing.assert_allclose(np.sort(drawn, axis=1), np.sort(means, axis=1), rtol=1e-5)
+    assert (np.diff(drawn.std(0)) <= 1e-7).all(), "the channels that differ most come first"
+
+
+# ------------------------------------------------------------------------------------------------ data in, marks out
+
+
+def test_images_shows_the_pixels_it_got():
+    axes = plots.images([DRAWN.images[:3], DRAWN.images[3:5]], ["one", "two"], ["x", "y", "z"]).axes
+    shown = [axis.images[0].get_array() if axis.images else None for axis in axes]
+    for picture, given in zip(shown, [*DRAWN.images[:5], None], strict=True):
+        assert (picture is None) == (given is None)
+        if given is not None:
+            np.testing.assert_array_equal(picture, given.permute(1, 2, 0).numpy())
+    assert [axes[0].get_ylabel(), axes[3].get_ylabel()] == ["one", "two"]
+
+
+def test_class_counts_are_the_heights():
+    counts = {"train": list(range(10, 20)), "test": list(range(10))}
+    containers = plots.class_counts(counts, CLASSES).axes[0].containers
+    assert [[bar.get_height() for bar in bars] for bars in containers] == [counts["train"], counts["test"]]
+    assert containers[0][0].get_hatch() != containers[1][0].get_hatch()
+
+
+def test_channel_histograms_are_shares_of_the_pixels():
+    drawn = plots.channel_histograms(DRAWN.images).axes[0].lines
+    for c, line in enumerate(drawn):
+        expected, _ = np.histogram(DRAWN.images[:, c].numpy(), bins=256, range=(0, 256))
+        np.testing.assert_allclose(line.get_ydata(), 100 * expected / expected.sum())
+
+
+@pytest.mark.parametrize(("percent", "scale"), [(True, 100), (False, 1)])
+def test_curves_draw_the_mean_and_a_band_from_lowest_to_highest(percent, scale):
+    seeds = [history(seed) for seed in range(4)]
+    axis = plots.curves({"four": seeds, "one": [history(9)]}, "val_accuracy", "t", "y", percent).axes[0]
+    values = scale * np.stack([h.val_accuracy for h in seeds])
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), values.mean(0))
+    np.testing.assert_allclose(axis.lines[1].get_ydata(), scale * history(9).val_accuracy)
+    (band,) = axis.collections  # one run has no band
+    corners = band.get_paths()[0].vertices
+    for i, epoch in enumerate(seeds[0].epoch):
+        at = corners[corners[:, 0] == epoch, 1]
+        np.testing.assert_allclose([at.min(), at.max()], [values[:, i].min(), values[:, i].max()])
+
+
+def test_curves_over_steps_with_the_papers_level():
+    axis = plots.curves(
+        {"a": [history()]}, "val_accuracy", "t", "y", reference=0.9069, reference_label="paper:", steps_per_epoch=703
+    ).axes[0]
+    np.testing.assert_array_equal(axis.lines[0].get_xdata(), 703 * history().epoch)
+    assert axis.get_xlabel() == "optimiser steps"
+    np.testing.assert_allclose(axis.lines[1].get_ydata(), 90.69)
+    assert "paper: 90.69" in texts(axis.figure)
+
+
+def test_intervals_draw_the_numbers_given():
+    axis = plots.intervals(ROWS, "title").axes[0]
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), [50, 90])
+    (bars,) = [collection for collection in axis.collections if isinstance(collection, LineCollection)]
+    segments = np.array(bars.get_segments())
+    np.testing.assert_allclose(segments[:, :, 0], [[40, 55], [88, 93]])
+    np.testing.assert_allclose(segments[:, :, 1], [[1, 1], [0, 0]])
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert list(axis.get_yticks()) == [1, 0]
+
+
+def test_confusion_is_in_per_cent_of_the_true_class():
+    counts = np.arange(1, 101).reshape(10, 10)
+    drawn = np.asarray(plots.confusion(counts, CLASSES).axes[0].collections[0].get_array()).reshape(10, 10)
+    np.testing.assert_allclose(drawn, 100 * counts / counts.sum(1, keepdims=True))
+
+
+def test_stacked_bars_lie_end_to_end():
+    frame = pd.DataFrame({"a": [1, 2], "b": [3000, 4]}, ["p", "q"])
+    axis = plots.stacked(frame, "title", "x").axes[0]
+    assert [[bar.get_width() for bar in bars] for bars in axis.containers] == [[1, 2], [3000, 4]]
+    assert [bar.get_x() for bar in axis.containers[1]] == [1, 2]
+    assert axis.containers[0][0].get_hatch() != axis.containers[1][0].get_hatch()
+    assert "3,001" in texts(axis.figure)
+
+
+def test_heat_writes_its_numbers_in():
+    frame = pd.DataFrame({"a": [0.125, 0.25], "b": [0.5, 1.0]}, ["p", "q"])
+    axis = plots.heat(frame, "title", "share").axes[0]
+    np.testing.assert_allclose(np.asarray(axis.collections[0].get_array()).reshape(2, 2), frame)
+    assert [text.get_text() for text in axis.texts] == [f"{value:.2f}" for value in frame.to_numpy().ravel()]
+
+
+def test_diagonal_draws_per_cent_against_the_line_of_equals():
+    series = {f"line {i}": ([0.1 * i, 0.9], [0.2, 0.8]) for i in range(7)}
+    axis = plots.diagonal(series, "title", "x", "y").axes[0]
+    for line, (x, y) in zip(axis.lines[1:], series.values(), strict=True):
+        np.testing.assert_allclose(line.get_xydata().T, [[100 * v for v in x], [100 * v for v in y]])
+
+
+# --------------------------------------------------------------------------------------------------- no colour alone
+
+# Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB.
+COLOUR_VISION = {
+    "usual": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def seen_as(colours, vision: str) -> np.ndarray:
+    """CIE Lab (D65) of sRGB colours under a colour vision."""
+    rgb = np.asarray(colours)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear @ np.asarray(COLOUR_VISION[vision]).T, 0, 1)
+    xyz = linear @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T
+    f = np.cbrt(np.maximum(xyz / [0.9505, 1.0, 1.089], 0.008856))
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+@pytest.mark.parametrize("vision", COLOUR_VISION)
+def test_the_first_colours_differ_for_every_colour_vision(vision):
+    lab = seen_as(plots.PALETTE[:4], vision)
+    closest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2))
+    assert closest > 10, f"two colours are {closest:.1f} apart; 2.3 is just noticeable"
+    greens = seen_as([(1, 0, 0), (0.55, 0.45, 0)], "deuteranopia")  # the measure itself: red and olive do collapse
+    assert np.linalg.norm(greens[0] - greens[1]) < np.linalg.norm(
+        np.subtract(*seen_as([(1, 0, 0), (0.55, 0.45, 0)], "usual"))
+    )
+
+
+def test_the_palette_is_seaborns_colour_blind_one():
+    assert [to_hex(colour) for colour in plots.PALETTE] == [to_hex(c) for c in sns.color_palette("colorblind")]
+
+
+def test_lines_differ_in_more_than_colour():
+    names = [f"line {i}" for i in range(7)]
+    axis = plots.curves({name: [history(i)] for i, name in enumerate(names)}, "val_loss", "t", "y").axes[0]
+    assert len({line.get_marker() for line in axis.lines}) == 7
+    assert len({str(line._unscaled_dash_pattern) for line in axis.lines}) == 7
+    axis = plots.lines({name: ([0, 1], [i, i]) for i, name in enumerate(names)}, "t", "x", "y").axes[0]
+    assert len({str(line._unscaled_dash_pattern) for line in axis.lines}) == 7
+
+
+# ------------------------------------------------------------------------------------------------ published figures
+
+
+@pytest.fixture
+def small_store(tmp_path, monkeypatch):
+    """A run store with one run of `quick` and the ladder's rungs, written through the room that reads it."""
+    rungs = [recipe.RECIPES["quick"], *recipe.ladder(recipe.RECIPES["quick"])]
+    for number, one in enumerate(rungs):
+        path = tmp_path / "runs" / one.name / "0"
+        path.mkdir(parents=True)
+        runs.write_history(path, history(number).to_dict("records"))
+        test = {"accuracy": 0.5 + number / 100, "low": 0.4, "high": 0.6, "count": 100}
+        known = dict.fromkeys(("parameters", "best_epoch", "seconds", "images_per_second", "device", "commit"), 1)
+        record = {"recipe": one.to_dict(), "metrics": {}, "test": test, "data": CIFAR10, **known}
+        runs.write_record(path, record)
+    load = runs.load
+    monkeypatch.setattr(runs, "load", lambda root=tmp_path / "runs": load(root))
+    return tmp_path
+
+
+def test_regenerating_twice_gives_the_same_bytes(small_store):
+    first, second = (figures.regenerate(small_store / name) for name in ("first", "second"))
+    assert [path.name for path in first] == [path.name for path in second] and len(first) == 5
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert not plt.get_fignums(), "every figure is closed"
+
+
+def test_published_figures_say_what_was_run(small_store):
+    rows = figures.main_run(runs.load())
+    assert "recipe quick, 8 epochs, seed 0" in texts(figures.training_accuracy(rows))
+    assert "73.41" in texts(figures.training_accuracy(rows)) and "90.69" in texts(figures.validation_accuracy(rows))
+    axis = figures.ladder(runs.load()).axes[0]
+    expected = [100 * (0.51 + i / 100) for i in range(len(recipe.ladder(recipe.RECIPES["quick"])))]
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), expected)
+
+
+def test_without_a_run_the_figures_say_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "load", lambda root=tmp_path: pd.DataFrame())
+    with pytest.raises(CourseError, match="train one first"):
+        figures.regenerate(tmp_path / "figures")
+
+
+def recorded() -> None:
+    if runs.load().empty or not set(runs.load().recipe) & {"paper", "laptop", "quick"}:
+        pytest.skip("no run of paper, laptop or quick is recorded in data/runs")
+
+
+def test_the_recorded_figures_come_out_the_same_bytes(tmp_path):
+    recorded()
+    first, second = (figures.regenerate(tmp_path / name) for name in ("first", "second"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_committed_figures_are_those_of_the_recorded_runs(tmp_path):
+    recorded()
+    committed = {path.name for path in (ROOT / "figures").glob("*.png")}
+    if not committed:
+        pytest.skip("no figure is published in figures/ yet")
+    drawn = figures.regenerate(tmp_path)
+    assert committed == {path.name for path in drawn}, "run `make figures`"
+    for path in drawn:
+        difference = compare_images(str(ROOT / "figures" / path.name), str(path), tol=1.0)
+        assert difference is None, difference

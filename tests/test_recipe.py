@@ -1,0 +1,219 @@
+"""The recipe room: every named recipe is whole, and a slip in a field is refused with the range that holds."""
+
+import json
+import math
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import recipe
+from helpers.augment import STAGES
+from helpers.model import SEResNet, count_parameters
+from helpers.recipe import RECIPES, Recipe
+from helpers.runtime import CourseError
+
+# What the course promises for each number: (lowest, highest), both allowed, written here a second time on purpose.
+WHOLE = {
+    "seed": (0, 2**31 - 1),
+    "width": (4, 512),
+    "reduction": (1, 256),
+    "epochs": (1, 5_000),
+    "batch_size": (2, 16_384),
+    "warmup_epochs": (0, 1_000),
+    "train_size": (10, 45_000),
+    "val_size": (10, 25_000),
+    "split_seed": (0, 2**31 - 1),
+}
+REAL = {
+    "dropout": (0.0, 0.95),
+    "learning_rate": (1e-6, 10.0),
+    "momentum": (0.0, 0.999),
+    "weight_decay": (0.0, 0.1),
+    "mixup_alpha": (0.0, 10.0),
+}
+NUMBERS = WHOLE | REAL
+
+
+def refused(field, value):
+    """The sentence with which a value of a field is refused."""
+    with pytest.raises(CourseError) as caught:
+        Recipe("x", **{field: value})
+    message = str(caught.value)
+    assert field in message and "\n" not in message and message.endswith(".")
+    return message
+
+
+def names_the_range(message, field):
+    low, high = NUMBERS[field]
+    return message.endswith(f"from {low:g} to {high:g}.")
+
+
+# ---------------------------------------------------------------------------------------------- the named recipes
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_named_recipe_builds_and_round_trips(name):
+    made = recipe.get(name)
+    assert made.name == name
+    again = Recipe.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert again == made and hash(again) == hash(made)
+    with torch.device("meta"):  # shapes without numbers: building 4.7 million parameters is not what is tested
+        network = SEResNet(made.blocks, made.width, made.reduction, made.dropout)
+    assert count_parameters(network) < 5_000_000
+
+
+def test_the_paper_recipe_is_the_papers():
+    paper = RECIPES["paper"]
+    assert (paper.learning_rate, paper.momentum, paper.weight_decay) == (0.02, 0.9, 0.0001)
+    assert (paper.epochs, paper.batch_size, paper.warmup_epochs, paper.dropout) == (300, 64, 10, 0.5)
+    assert (paper.blocks, paper.width) == ((3, 3, 4, 3), 32)
+    assert paper.mixup_alpha > 0 and paper.stage == STAGES[-1]
+    assert count_parameters(paper.network()) == 4_698_028
+
+
+def test_the_laptop_recipe_is_the_papers_network():
+    laptop, paper = RECIPES["laptop"], RECIPES["paper"]
+    assert (laptop.blocks, laptop.width, laptop.reduction) == (paper.blocks, paper.width, paper.reduction)
+    assert laptop.epochs == 12
+
+
+def test_the_ladder_climbs_one_stage_at_a_time():
+    rungs = recipe.ladder(RECIPES["quick"])
+    assert [rung.stage for rung in rungs] == [*STAGES, STAGES[-1]]
+    assert [rung.mixup_alpha > 0 for rung in rungs] == [False] * len(STAGES) + [True]
+    assert {rung.but(name="x", stage="none", mixup_alpha=0.0) for rung in rungs} == {
+        RECIPES["quick"].but(name="x", stage="none", mixup_alpha=0.0)
+    }
+    assert all(rung.name in RECIPES for rung in rungs)
+
+
+def test_a_short_recipe_is_shorter():
+    quick, short = RECIPES["quick"], recipe.short(RECIPES["quick"])
+    assert short.name != quick.name and short.epochs * short.train_size < quick.epochs * quick.train_size
+
+
+def test_an_unknown_recipe_is_refused_with_the_names_there_are():
+    with pytest.raises(CourseError, match=r"'papper'.*paper.*laptop.*quick"):
+        recipe.get("papper")
+
+
+def test_get_changes_fields():
+    assert recipe.get("quick", epochs=3, seed=7) == RECIPES["quick"].but(epochs=3, seed=7)
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+@given(st.sampled_from(sorted(NUMBERS)), st.data())
+def test_a_number_outside_its_range_is_refused_with_the_range(field, draw):
+    low, high = NUMBERS[field]
+    if field in WHOLE:
+        value = draw.draw(st.integers(max_value=low - 1) | st.integers(min_value=high + 1))
+    else:
+        value = draw.draw(
+            st.floats(max_value=low, exclude_max=True, allow_nan=False)
+            | st.floats(min_value=high, exclude_min=True, allow_nan=False)
+        )
+    assert names_the_range(refused(field, value), field)
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, False, None, "3", [3], 3j, torch.tensor(3)])
+def test_what_is_no_number_is_refused_with_the_range(field, value):
+    assert names_the_range(refused(field, value), field)
+
+
+@pytest.mark.parametrize("field", WHOLE)
+def test_a_whole_number_is_not_a_float(field):
+    assert names_the_range(refused(field, float(getattr(Recipe("x"), field))), field)
+
+
+@pytest.mark.parametrize("field", REAL)
+def test_both_ends_of_a_range_are_allowed_and_a_whole_number_may_stand_for_a_float(field):
+    low, high = NUMBERS[field]
+    assert getattr(Recipe("x", **{field: low}), field) == low
+    assert getattr(Recipe("x", **{field: high}), field) == high
+    assert getattr(Recipe("x", **{field: 0 if low == 0 else 1}), field) in (0, 1)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(REAL)), st.floats(0, 1), max_size=3))
+def test_a_recipe_either_round_trips_or_is_refused(changes):
+    try:
+        made = Recipe("x", **changes)
+    except CourseError:
+        assert any(not NUMBERS[name][0] <= value <= NUMBERS[name][1] for name, value in changes.items())
+    else:
+        assert Recipe.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+@pytest.mark.parametrize("blocks", [(), (1,) * 5, (0, 1), (1, 51), (1.0, 1), (True, 1), "31", 3, None, ((1,),)])
+def test_impossible_blocks_are_refused(blocks):
+    assert refused("blocks", blocks).endswith("1 to 4 whole numbers from 1 to 50.")
+
+
+def test_blocks_from_json_become_a_tuple():
+    assert Recipe("x", blocks=[1, 2]).blocks == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "A", "a b", "\n", "ä", None, 3])
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(CourseError, match="name"):
+        Recipe(name)
+
+
+@pytest.mark.parametrize("stage", ["", "None", "everything", None, 1, [], ["none"]])
+def test_an_unknown_stage_is_refused_with_the_stages(stage):
+    assert all(known in refused("stage", stage) for known in STAGES)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bf16", None, torch.float32])
+def test_an_unknown_precision_is_refused_with_the_choices(precision):
+    message = refused("precision", precision)
+    assert "bfloat16" in message and "float32" in message
+
+
+@given(st.integers(1, 20), st.integers(0, 20))
+def test_the_warm_up_ends_before_the_run(epochs, warmup):
+    if warmup < epochs:
+        assert Recipe("x", epochs=epochs, warmup_epochs=warmup).warmup_epochs == warmup
+    else:
+        with pytest.raises(CourseError, match=f"warmup_epochs={warmup} .*expected 0 to {epochs - 1}"):
+            Recipe("x", epochs=epochs, warmup_epochs=warmup)
+
+
+def test_a_batch_is_no_larger_than_the_training_set():
+    assert Recipe("x", batch_size=100, train_size=100).batch_size == 100
+    with pytest.raises(CourseError, match=r"batch_size=101 .*train_size=100.*2 to 100"):
+        Recipe("x", batch_size=101, train_size=100)
+
+
+@given(st.integers(4, 64), st.integers(1, 64))
+def test_a_reduction_divides_the_width(width, reduction):
+    if width % reduction == 0:
+        assert Recipe("x", width=width, reduction=reduction).reduction == reduction
+    else:
+        with pytest.raises(CourseError, match=f"reduction={reduction} does not divide width={width}"):
+            Recipe("x", width=width, reduction=reduction)
+
+
+@pytest.mark.parametrize("change", [Recipe("x").but, lambda **changes: Recipe.from_dict({"name": "x", **changes})])
+def test_an_unknown_field_is_refused_with_the_fields_there_are(change):
+    with pytest.raises(CourseError) as caught:
+        change(learning_rat=0.1)
+    assert "'learning_rat'" in str(caught.value)
+    assert all(field.name in str(caught.value) for field in fields(Recipe))
+
+
+def test_a_change_is_checked_like_a_new_recipe():
+    with pytest.raises(CourseError, match=r"epochs=0 .*from 1 to 5000"):
+        RECIPES["quick"].but(epochs=0)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+def test_a_recipe_is_frozen(field):
+    made = Recipe("x")
+    with pytest.raises(FrozenInstanceError):
+        setattr(made, field, getattr(made, field))

@@ -1,0 +1,144 @@
+"""The run store: what is written is read back, equal numbers give equal bytes, damage is said in a sentence."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from helpers import evaluate, runs
+from helpers.runtime import CourseError
+
+HISTORY = [
+    {"epoch": 1, "learning_rate": 0.02, "train_loss": 1 / 3, "val_accuracy": 0.5},
+    {"epoch": 2, "learning_rate": 1e-9, "train_loss": 2 / 3, "val_accuracy": 0.25},
+]
+
+
+def test_write_and_read_round_trip(finished_tiny, tmp_path):
+    run = runs.read(finished_tiny)
+    copy = runs.write_record(tmp_path / "run", run.record)
+    runs.write_history(tmp_path / "run", run.history.to_dict("records"))
+    again = runs.read(tmp_path / "run")
+    assert again.record == copy.record == run.record and "definitions" not in again.record
+    pd.testing.assert_frame_equal(again.history, run.history)
+    assert again.label == "tiny/0"
+    assert (tmp_path / "run" / "run.json").read_bytes() == (finished_tiny / "run.json").read_bytes()
+
+
+def test_a_history_is_the_same_bytes_for_the_same_numbers(tmp_path):
+    for name in ("a", "b"):
+        runs.write_history(tmp_path / name, HISTORY)
+    content = (tmp_path / "a" / "history.csv").read_bytes()
+    assert content == (tmp_path / "b" / "history.csv").read_bytes()
+    assert content.decode() == (
+        "epoch,learning_rate,train_loss,val_accuracy\n1,0.020000,0.333333,0.500000\n2,0.000000,0.666667,0.250000\n"
+    )
+
+
+def test_a_history_read_and_written_again_is_the_same_bytes(finished_tiny, tmp_path):
+    runs.write_history(tmp_path, runs.read(finished_tiny).history.to_dict("records"))
+    assert (tmp_path / "history.csv").read_bytes() == (finished_tiny / "history.csv").read_bytes()
+
+
+def test_a_run_on_the_stand_in_set_is_never_recorded(finished_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RECORDED", tmp_path / "data" / "runs")
+    record = runs.read(finished_tiny).record
+    inside = tmp_path / "data" / "runs" / "tiny" / "0"
+    for path in (inside, tmp_path / "elsewhere" / ".." / "data" / "runs" / "x" / "0"):
+        with pytest.raises(CourseError, match="stand-in set is never recorded"):
+            runs.write_record(path, record)
+        assert not (path / "run.json").exists()
+    runs.write_record(inside, {**record, "data": "CIFAR-10"})
+    assert runs.read(inside).record["data"] == "CIFAR-10"
+
+
+def test_nothing_but_cifar10_is_recorded_here():
+    table = runs.load()
+    assert len(table) == 0 or set(table.data) == {"CIFAR-10"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"null", b"[]", b"3", b'"run"', b"{}", b'{"recipe": {}}', b"\xff\xfe\x00", b'{"recipe": {}, "da'],
+)
+def test_a_damaged_record_is_said_in_a_sentence(tmp_path, content):
+    path = tmp_path / "tiny" / "0"
+    path.mkdir(parents=True)
+    (path / "run.json").write_bytes(content)
+    for read in (lambda: runs.read(path), lambda: runs.load(tmp_path), lambda: runs.find("tiny", 0, tmp_path)):
+        with pytest.raises(CourseError, match=r"is not a finished run .*expected .*\.$") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_torn_record_is_said_in_a_sentence(finished_tiny, tmp_path, share):
+    content = (finished_tiny / "run.json").read_bytes()
+    (tmp_path / "run.json").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CourseError, match="is not a finished run"):
+        runs.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\xff", b'epoch,loss\n1,2\n1,2,3,4\n"'])
+def test_a_damaged_history_is_said_in_a_sentence(finished_tiny, tmp_path, content):
+    shutil.copytree(finished_tiny, tmp_path / "tiny" / "0")
+    path = tmp_path / "tiny" / "0" / "history.csv"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CourseError, match=r"history\.csv cannot be read"):
+        _ = runs.read(path.parent).history
+    with pytest.raises(CourseError, match=r"history\.csv cannot be read"):
+        runs.load(tmp_path)
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("file")])
+def test_what_is_no_run_is_refused(tmp_path, make):
+    make(tmp_path / "x")
+    with pytest.raises(CourseError, match="is not a finished run"):
+        runs.read(tmp_path / "x")
+    with pytest.raises(CourseError, match="is not a finished run"):
+        runs.find("x", 0, tmp_path)
+
+
+def test_an_empty_store_is_an_empty_table(tmp_path):
+    assert runs.load(tmp_path).empty
+    assert runs.load(tmp_path / "nowhere").empty
+
+
+def test_load_gives_a_row_a_run_sorted_by_recipe_and_seed(finished_tiny, tmp_path):
+    record = runs.read(finished_tiny).record
+    for name, seed in (("b", 10), ("b", 2), ("a", 3)):
+        path = tmp_path / name / str(seed)
+        runs.write_record(path, {**record, "recipe": {**record["recipe"], "name": name, "seed": seed}})
+        runs.write_history(path, HISTORY)
+    (tmp_path / "unfinished" / "0").mkdir(parents=True)
+    (tmp_path / "unfinished" / "0" / "history.csv").write_text("epoch\n1\n")
+    table = runs.load(tmp_path)
+    assert list(zip(table.recipe, table.seed, strict=True)) == [("a", 3), ("b", 2), ("b", 10)]
+    assert set(table.val_accuracy) == {record["metrics"]["val_accuracy"]}
+    assert set(record["recipe"]) - {"name"} <= set(table.columns)
+    assert list(table.history[0].epoch) == [1, 2]
+    assert runs.find("b", 10, tmp_path).record["recipe"]["seed"] == 10
+
+
+def test_a_run_not_tested_yet_has_no_test_accuracy(finished_tiny):
+    table = runs.load(finished_tiny.parent.parent)
+    assert len(table) == 1 and table.test_accuracy.isna().all() and table.test_count.isna().all()
+
+
+def test_every_metric_of_a_real_record_is_defined(finished_tiny, tmp_path, without_cifar10):
+    shutil.copytree(finished_tiny, tmp_path / "run")
+    run = evaluate.test_run(tmp_path / "run", stand_in=True)
+    assert set(run.record["metrics"]) | {"test"} == set(runs.DEFINITIONS)
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert stored["definitions"] == runs.DEFINITIONS and stored["test"] == run.record["test"]
+
+
+def test_the_recorded_runs_of_this_repository_are_whole():
+    table = runs.load()
+    for row in table.itertuples():
+        assert len(row.history) == row.epochs, row.recipe
+        best = row.history.loc[row.history.val_accuracy.idxmax()]
+        assert best.epoch == row.best_epoch and round(best.val_accuracy, 6) == round(row.val_accuracy, 6), row.recipe

@@ -1,0 +1,515 @@
+"""The training room: against torch's own schedule and optimiser, and against kills, torn files and full disks."""
+
+import contextlib
+import errno
+import io
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from helpers import data, evaluate, mixing, runs, train
+from helpers.augment import Augment
+from helpers.recipe import RECIPES, Recipe
+from helpers.runtime import CourseError, generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+RESULTS = ("history.csv", "best.safetensors")  # the same bytes, however often a run was interrupted
+FILES = {"run.json", "history.csv", "best.safetensors", "checkpoint.pt"}
+
+
+def fit(recipe, stand_in, path, **options):
+    return train.fit(recipe, stand_in, path, device=CPU, **options)
+
+
+def result(path):
+    return {name: (path / name).read_bytes() for name in RESULTS}
+
+
+def names(path):
+    return {entry.name for entry in path.iterdir()}
+
+
+# ------------------------------------------------------------------------------------------------- the schedule
+
+
+def torchs_rates(recipe):
+    """The same schedule from torch's own LinearLR and CosineAnnealingLR, one after the other."""
+    steps = train.steps_per_epoch(recipe)
+    warmup, total = recipe.warmup_epochs * steps, recipe.epochs * steps
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.learning_rate)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - warmup)
+    rates = []
+    for _ in range(total - warmup):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cosine.step()
+    if warmup == 0:
+        return rates
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.learning_rate)
+    line = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=max(1, warmup - 1))
+    rising = []
+    for _ in range(warmup):
+        rising.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        line.step()
+    return rising + rates
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 12), st.integers(0, 11), st.integers(1, 9), st.floats(1e-4, 1))
+def test_the_rate_is_torchs_own(epochs, warmup, steps, peak):
+    recipe = Recipe("x", epochs=epochs, warmup_epochs=min(warmup, epochs - 1), batch_size=10, train_size=10 * steps,
+                    learning_rate=peak)  # fmt: skip
+    ours = [train.learning_rate(recipe, step) for step in range(epochs * steps)]
+    assert ours == pytest.approx(torchs_rates(recipe), rel=1e-6, abs=1e-9 * peak)
+
+
+@pytest.mark.parametrize("name", ["paper", "laptop", "quick"])
+def test_the_rate_rises_to_the_peak_and_then_only_falls(name):
+    recipe = RECIPES[name]
+    steps = train.steps_per_epoch(recipe)
+    assert steps == recipe.train_size // recipe.batch_size
+    warmup, total = recipe.warmup_epochs * steps, recipe.epochs * steps
+    rates = [train.learning_rate(recipe, step) for step in range(total)]
+    assert rates[warmup - 1] == recipe.learning_rate == max(rates)
+    assert all(a < b for a, b in itertools.pairwise(rates[:warmup]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[warmup - 1 :]))
+    assert 0 < rates[0] <= recipe.learning_rate / warmup * (1 + 1e-9)
+    assert 0 < rates[-1] < 1e-4 * recipe.learning_rate
+    assert rates[(warmup + total) // 2] == pytest.approx(recipe.learning_rate / 2, rel=1e-3)  # half-way down the cosine
+
+
+def test_the_history_holds_the_rates(finished_tiny):
+    rates = runs.read(finished_tiny).history.learning_rate
+    steps = train.steps_per_epoch(TINY)
+    assert list(rates) == pytest.approx(
+        [train.learning_rate(TINY, epoch * steps - 1) for epoch in range(1, TINY.epochs + 1)], abs=1e-6
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ one step
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": "none", "mixup_alpha": 0.0},
+        {"stage": "crop_flip", "mixup_alpha": 0.0, "weight_decay": 0.05, "momentum": 0.5},
+        {"stage": "erasing", "mixup_alpha": 1.0, "weight_decay": 5e-4},
+        {"stage": "none", "mixup_alpha": 0.0, "momentum": 0.0, "weight_decay": 0.0},
+    ],
+)
+def test_the_losses_are_those_of_a_plain_loop(stand_in, tiny, changes):
+    recipe = tiny.but(dropout=0.0, seed=3, **changes)
+    trainer = train.Trainer(recipe, stand_in, CPU)
+    model = recipe.network().to(memory_format=torch.channels_last)  # as the room does: the same sums, in the same order
+    model.load_state_dict(trainer.model.state_dict())
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    augment, draws = Augment(recipe.stage), generator(recipe.seed, 1)
+    trainer.model.train()
+    model.train()
+    for step in range(20):
+        index = torch.randperm(recipe.train_size, generator=generator(step))[: recipe.batch_size]
+        rate = 0.005 * (step + 1)
+        loss_sum, counted_right = trainer.step(index, rate)
+
+        mixed = mixing.mixup(
+            augment(stand_in.train.images[index], draws), stand_in.train.labels[index], recipe.mixup_alpha, draws
+        )
+        targets = mixed.lam[:, None] * F.one_hot(mixed.targets_a, 10)
+        targets = targets + (1 - mixed.lam[:, None]) * F.one_hot(mixed.targets_b, 10)
+        logits = model(mixed.images.contiguous(memory_format=torch.channels_last))
+        loss = -(targets * logits.log_softmax(1)).sum(1).mean()
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        right = targets[range(len(index)), logits.argmax(1)].sum()
+        assert float(loss_sum) / len(index) == pytest.approx(loss.item(), abs=1e-5)
+        assert float(counted_right) == pytest.approx(right.item(), abs=1e-3)
+
+
+def test_the_loss_goes_down_and_validation_goes_up(stand_in, tiny, tmp_path):
+    history = fit(tiny.but(epochs=15, mixup_alpha=0.0, dropout=0.0), stand_in, tmp_path).history
+    assert history.train_loss.iloc[-1] < 0.8 * history.train_loss.iloc[0]
+    assert history.val_accuracy.max() > 0.3  # ten classes: 0.1 by guessing
+
+
+# ------------------------------------------------------------------------------------------------------ the data
+
+
+def test_validation_and_training_images_are_strangers(without_cifar10):
+    recipe = RECIPES["quick"]
+    split = train.training_data(recipe, stand_in=True)
+    assert split.source == data.STAND_IN
+    seen = {image.numpy().tobytes() for image in split.train.images}
+    assert len(split.train.labels) == recipe.train_size and len(split.val.labels) == recipe.val_size
+    assert not any(image.numpy().tobytes() in seen for image in split.val.images)
+    assert torch.bincount(split.val.labels).tolist() == [recipe.val_size // 10] * 10
+
+
+def test_training_does_not_depend_on_the_validation_images(stand_in, tiny, tmp_path):
+    other = data.TrainingData(stand_in.train, stand_in.val._replace(images=255 - stand_in.val.images))
+    a = fit(tiny, stand_in, tmp_path / "a").history
+    b = fit(tiny, other, tmp_path / "b").history
+    assert a.train_loss.equals(b.train_loss) and a.train_accuracy.equals(b.train_accuracy)
+    assert not a.val_loss.equals(b.val_loss)
+
+
+def test_without_cifar10_nothing_but_the_quick_profile_trains(without_cifar10):
+    with pytest.raises(CourseError, match="CIFAR-10 is not in"):
+        train.training_data(RECIPES["quick"])
+
+
+def test_another_number_of_images_is_refused(stand_in, tiny, tmp_path):
+    with pytest.raises(CourseError, match=r"train_size=150 and got 200"):
+        fit(tiny.but(train_size=150), stand_in, tmp_path / "run")
+
+
+# --------------------------------------------------------------------------------------------------- a whole run
+
+
+def test_the_best_row_is_the_earliest_of_the_highest():
+    history = [{"epoch": i + 1, "val_accuracy": a, "train_accuracy": -a} for i, a in enumerate((0.1, 0.7, 0.3, 0.7))]
+    assert train.best_row(history) is history[1]
+    assert train.best_row(history[:1]) is history[0]
+
+
+def test_a_run_leaves_its_documented_files_and_nothing_else(finished_tiny, stand_in):
+    assert names(finished_tiny) == FILES
+    run = runs.read(finished_tiny)
+    record, history = run.record, run.history
+    assert list(history.epoch) == list(range(1, TINY.epochs + 1))
+    assert Recipe.from_dict(record["recipe"]) == TINY and record["data"] == data.STAND_IN
+    best = history.loc[history.val_accuracy.idxmax()]
+    assert record["best_epoch"] == best.epoch
+    for name, value in record["metrics"].items():
+        row = history.iloc[-1] if name.startswith("train") else best
+        assert value == pytest.approx(row[name], abs=1e-6)
+    assert record["parameters"] == sum(parameter.numel() for parameter in TINY.network().parameters())
+    assert record["seconds"] > 0 and record["images_per_second"] > 0
+    assert "test" not in record  # a test label is not touched here
+    logits = evaluate.predict(evaluate.load_model(run), stand_in.val.images, Augment("none"), "float32")
+    assert evaluate.accuracy(logits, stand_in.val.labels).value == pytest.approx(best.val_accuracy, abs=1e-6)
+
+
+def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(finished_tiny, stand_in, tiny, tmp_path):
+    torch.rand(3)  # what was drawn before a run does not matter
+    fit(tiny, stand_in, tmp_path / "again")
+    assert result(tmp_path / "again") == result(finished_tiny)
+    fit(tiny.but(seed=1), stand_in, tmp_path / "other")
+    assert (tmp_path / "other" / "history.csv").read_bytes() != (finished_tiny / "history.csv").read_bytes()
+
+
+def test_a_finished_run_is_returned_untouched(finished_tiny, stand_in, tiny, tmp_path, capfd):
+    path = tmp_path / "run"
+    shutil.copytree(finished_tiny, path)
+    before = {entry: (entry.stat().st_mtime_ns, entry.read_bytes()) for entry in path.iterdir()}
+    assert fit(tiny, stand_in, path).record == runs.read(finished_tiny).record
+    assert {entry: (entry.stat().st_mtime_ns, entry.read_bytes()) for entry in path.iterdir()} == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_resume_false_starts_over(finished_tiny, stand_in, tiny, tmp_path, capfd):
+    path = tmp_path / "run"
+    shutil.copytree(finished_tiny, path)
+    short = tiny.but(epochs=2)
+    run = fit(short, stand_in, path, resume=False)
+    assert Recipe.from_dict(run.record["recipe"]) == short and len(run.history) == 2
+    assert len(capfd.readouterr().out.splitlines()) == 2
+    fit(short, stand_in, tmp_path / "afresh")
+    assert result(path) == result(tmp_path / "afresh") and names(path) == FILES
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"learning_rate": 0.05}, {"blocks": (1, 2)}, {"epochs": 9}])
+def test_another_recipes_folder_is_refused(finished_tiny, stand_in, tiny, tmp_path, unfinished, changes):
+    path = tmp_path / "run"
+    shutil.copytree(finished_tiny, path)
+    if unfinished:
+        (path / "run.json").unlink()
+    before = result(path)
+    with pytest.raises(CourseError, match=f"holds a run with another {next(iter(changes))}: .*--fresh"):
+        fit(tiny.but(**changes), stand_in, path)
+    assert result(path) == before
+
+
+def test_a_folder_with_a_run_on_other_data_is_refused(finished_tiny, stand_in, tiny, tmp_path):
+    shutil.copytree(finished_tiny, tmp_path / "run")
+    renamed = data.TrainingData(*(part._replace(source="CIFAR-10") for part in (stand_in.train, stand_in.val)))
+    with pytest.raises(CourseError, match="another data"):
+        fit(tiny, renamed, tmp_path / "run")
+
+
+def test_progress_is_a_line_an_epoch_and_nothing_on_stderr(stand_in, tiny, tmp_path, capfd):
+    fit(tiny, stand_in, tmp_path)
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert err == "" and len(lines) == tiny.epochs and "\r" not in out
+    for epoch, line in enumerate(lines, 1):
+        assert line.startswith("tiny/0 epoch") and f" {epoch}/{tiny.epochs} " in line and "val loss" in line
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(stand_in, tiny, tmp_path):
+    wild = tiny.but(learning_rate=10.0, momentum=0.999, weight_decay=0.1, warmup_epochs=0, epochs=300)
+    with pytest.raises(CourseError, match=r"The loss is \S+ in epoch \d+: lower the learning rate .*10\)") as caught:
+        fit(wild, stand_in, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run.json").exists()
+    history = tmp_path / "history.csv"
+    assert not history.exists() or "nan" not in history.read_text()
+
+
+# ---------------------------------------------------------------------------------------------- interrupted runs
+
+
+class CtrlC(io.StringIO):
+    """A terminal in front of which somebody presses Ctrl-C after some lines."""
+
+    def __init__(self, lines):
+        super().__init__()
+        self.lines = lines
+
+    def write(self, text):
+        super().write(text)
+        if self.getvalue().count("\n") == self.lines:
+            raise KeyboardInterrupt
+        return len(text)
+
+
+def interrupted(recipe, stand_in, path, epochs=2):
+    """A run stopped from outside after some epochs."""
+    with contextlib.redirect_stdout(CtrlC(epochs)), pytest.raises(KeyboardInterrupt):
+        fit(recipe, stand_in, path)
+    assert not (path / "run.json").exists() and (path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 4])
+def test_an_interrupted_run_ends_with_the_same_bytes(finished_tiny, stand_in, tiny, tmp_path, epochs):
+    interrupted(tiny, stand_in, tmp_path, epochs)
+    torch.rand(5)
+    resumed = fit(tiny, stand_in, tmp_path)
+    assert result(tmp_path) == result(finished_tiny) and names(tmp_path) == FILES
+    assert resumed.record["metrics"] == runs.read(finished_tiny).record["metrics"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_a_torn_checkpoint_is_said_in_a_sentence(stand_in, tiny, tmp_path, share):
+    interrupted(tiny, stand_in, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CourseError, match=r"checkpoint\.pt cannot be read .*: delete it") as caught:
+        fit(tiny, stand_in, tmp_path)
+    assert "\n" not in str(caught.value)
+    path.unlink()  # as the sentence says
+    assert len(fit(tiny, stand_in, tmp_path).history) == tiny.epochs
+
+
+class Hostile:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_hostile_checkpoint_is_not_executed(stand_in, tiny, tmp_path, zipped):
+    path, trap = tmp_path / "run", tmp_path / "trap"
+    path.mkdir()
+    torch.save({"recipe": Hostile(trap)}, path / "checkpoint.pt", _use_new_zipfile_serialization=zipped)
+    assert zipfile.is_zipfile(path / "checkpoint.pt") is zipped
+    with pytest.raises(CourseError, match=r"checkpoint\.pt cannot be read"):
+        fit(tiny, stand_in, path)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}}, [1, 2], torch.zeros(3)])
+def test_a_foreign_checkpoint_is_said_in_a_sentence(stand_in, tiny, tmp_path, content):
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(CourseError, match=r"checkpoint\.pt cannot be read"):
+        fit(tiny, stand_in, tmp_path)
+
+
+# ------------------------------------------------------------------------------------- kills, in real processes
+
+LONG = TINY.but(epochs=40)
+
+
+def _train_in_a_process(path, size_limit=None):
+    """What the processes below run: one fit on the images that the fixture `stand_in` draws."""
+    torch.set_num_threads(1)
+    if size_limit is not None:  # a file that grows beyond it fails to be written, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_limit, size_limit))
+    images = data.split_train_val(data.draw_stand_in(300, seed=5), TINY.val_size, TINY.train_size)
+    (Path(path).parent / "began").touch()
+    try:
+        fit(LONG, images, Path(path))
+    except CourseError as error:
+        (Path(path).parent / "error").write_text(str(error))
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts real processes quickly: a server imports what takes long once, and forks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers.train", "hypothesis", "torch._dynamo"])
+    return context
+
+
+def finish(process, seconds=60):
+    process.join(seconds)
+    assert process.exitcode is not None, "the run hangs"
+    return process.exitcode
+
+
+def wait_until(happens, seconds=60):
+    late = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < late, "the run makes no progress"
+        time.sleep(0.002)
+
+
+def epochs_in(path):
+    history = path / "history.csv"
+    return len(history.read_text().splitlines()) - 1 if history.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(processes, tmp_path_factory):
+    """The folder of LONG trained in one go in a process of its own, and the seconds it took."""
+    path = tmp_path_factory.mktemp("uninterrupted") / "run"
+    process = processes.Process(target=_train_in_a_process, args=(path,))
+    process.start()
+    wait_until((path.parent / "began").exists)
+    began = time.monotonic()
+    assert finish(process) == 0
+    return path, time.monotonic() - began
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(processes, uninterrupted, tmp_path):
+    reference, seconds = uninterrupted
+    draws, path, lengths = random.Random(20_260), tmp_path / "run", [0]
+    for _ in range(8):
+        process = processes.Process(target=_train_in_a_process, args=(path,))
+        process.start()
+        aim = lengths[-1] + draws.randrange(4)  # some epochs more, then anywhere within the next two
+        wait_until(lambda aim=aim: epochs_in(path) >= aim)
+        time.sleep(draws.uniform(0, 2) * seconds / LONG.epochs)
+        os.kill(process.pid, signal.SIGKILL)
+        assert finish(process) == -signal.SIGKILL
+        lengths.append(epochs_in(path))
+        if lengths[-1]:  # whatever stands there is a beginning of the same run
+            assert (reference / "history.csv").read_text().startswith((path / "history.csv").read_text())
+    assert lengths == sorted(lengths) and 0 < lengths[-1] < LONG.epochs
+    process = processes.Process(target=_train_in_a_process, args=(path,))
+    process.start()
+    assert finish(process) == 0
+    assert result(path) == result(reference)
+    assert names(path) == FILES
+    assert runs.read(path).record["metrics"] == runs.read(reference).record["metrics"]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_full_disk_is_said_in_a_sentence(processes, uninterrupted, tmp_path, share):
+    largest = (uninterrupted[0] / "checkpoint.pt").stat().st_size
+    weights = (uninterrupted[0] / "best.safetensors").stat().st_size
+    assert weights < 0.9 * largest  # so that 0.9 stops the checkpoint, and 0.3 the weights
+    process = processes.Process(target=_train_in_a_process, args=(tmp_path / "run", int(share * largest)))
+    process.start()
+    assert finish(process) == 0
+    message = (tmp_path / "error").read_text()
+    assert message.startswith("Cannot write ") and "free some space" in message and "\n" not in message
+    assert ("best.safetensors" if share < 0.5 else "checkpoint.pt") in message
+    assert names(tmp_path / "run") <= FILES
+
+
+# ------------------------------------------------------------------------------------ disks, in this process
+
+
+class FullDisk:
+    """Stands in for os.fsync: the n-th call finds the disk full, and every later one."""
+
+    def __init__(self, room):
+        self.room = room
+
+    def __call__(self, file):
+        self.room -= 1
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_fills_at_any_write_leaves_what_was_there(stand_in, tiny, tmp_path, monkeypatch):
+    short = tiny.but(epochs=2)
+    fit(short, stand_in, tmp_path / "reference")
+    for room in itertools.count():
+        path = tmp_path / str(room)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", FullDisk(room))
+            try:
+                fit(short, stand_in, path)
+                break
+            except CourseError as error:
+                assert "No space left on device" in str(error) and "untouched" in str(error)
+        assert names(path) <= FILES - {"run.json"}
+        fit(short, stand_in, path)
+        assert result(path) == result(tmp_path / "reference"), room
+    assert room >= 6  # weights, checkpoint and history of two epochs at least, and the record
+
+
+def test_a_disk_that_fills_leaves_the_former_checkpoint(stand_in, tiny, tmp_path, monkeypatch):
+    interrupted(tiny, stand_in, tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", FullDisk(0))
+        with pytest.raises(CourseError, match="No space left on device"):
+            fit(tiny, stand_in, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert names(tmp_path) <= FILES
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_epoch(stand_in, tiny, tmp_path, resume, capfd):
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / "file" / "deep" / "er"):
+        with pytest.raises(CourseError, match=r"^Cannot write to .*: choose a folder you may write to\.$"):
+            fit(tiny, stand_in, path, resume=resume)
+    assert (tmp_path / "file").read_text() == "kept" and capfd.readouterr().out == ""
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_read_only_folder_is_said(finished_tiny, stand_in, tiny, tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(CourseError, match="Cannot write"):
+        fit(tiny, stand_in, tmp_path / "run")
+    tmp_path.chmod(0o755)
+
+
+def test_best_weights_are_plain_tensors(finished_tiny):
+    stored = load_file(finished_tiny / "best.safetensors")
+    assert stored.keys() == TINY.network().state_dict().keys()
+    assert all(math.isfinite(float(value.double().abs().sum())) for value in stored.values())
