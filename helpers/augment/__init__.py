@@ -1,79 +1,174 @@
-"""Batched augmentation, drawn per image: uint8 in, normalised float out."""
+"""The paper's augmentation, batched on any device, with every parameter drawn for each image.
+
+    augment = Augment("rotation_autoaugment")
+    inputs = augment(images, generator)     # uint8 [B, 3, H, W] -> float32 [B, 3, H, W], normalised
+
+The paper (section III) names random crop, flips, rotation, random erasing, AutoAugment, colour distortion, blur and
+sharpness, and says in which steps they were added; it gives no magnitude, probability or order. `Settings` decides.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from helpers.augment import families, ops, policies
+from helpers.augment.families import constant, where_it_pays
 from helpers.runtime import CourseError
 
-STAGES = ("none", "crop_flip", "erasing")
+STAGES = ("none", "crop_flip", "erasing", "colour", "sharpness_blur", "rotation_autoaugment")
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Augment:
-    """One rung of the ladder: `none`, `crop_flip`, `erasing`, each adding to the last; then normalisation.
+class Settings:
+    """Every number that the paper leaves open, with the reason for the choice.
 
-    Called with uint8 [B, 3, H, W] and a generator on the same device, it returns float32 [B, 3, H, W] with
-    torchvision's own defaults for CIFAR-10: a crop at an offset of up to 4 pixels into a black border, a horizontal
-    flip with probability 1/2, and with probability 1/2 a rectangle of 2 to 33 % of the area set to 0 (the mean).
-    Every image draws its own parameters. The paper normalises with ImageNet's mean and std.
+    The order is: crop, flip, rotation, AutoAugment, colour jitter, sharpness, blur, normalisation, erasing. Geometry
+    comes first since it then is one warp; erasing last, as in the papers on both, so that nothing blurs the hole.
     """
 
-    stage: str
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    padding: int = 4  # He et al. 2016 for CIFAR-10; the usual RandomCrop(32, padding=4)
+    flip: float = 0.5  # torchvision's default
+    rotation: float = 15.0  # degrees each way: a car stays a car; no default to follow
+    brightness: float = 0.2  # factors in 1 +- 0.2 and hue in +- 0.05 of a turn, half of what torchvision's
+    contrast: float = 0.2  # ImageNet examples use: AutoAugment distorts colours as well
+    saturation: float = 0.2
+    hue: float = 0.05
+    sharpness: float = 2.0  # the factor in torchvision's own example of RandomAdjustSharpness
+    sharpness_p: float = 0.5  # its default
+    blur: tuple[float, float] = (0.1, 1.0)  # sigma in pixels, kernel 3x3: from nothing to clearly soft
+    blur_p: float = 0.5  # as for sharpness; always blurring would leave no sharp image to learn from
+    erase_p: float = 0.5  # this and the next two are RandomErasing's defaults (Zhong et al. 2020)
+    erase_area: tuple[float, float] = (0.02, 0.33)  # part of the image
+    erase_ratio: tuple[float, float] = (0.3, 3.3)  # height to width, uniform in the logarithm
+    erase_tries: int = 10  # boxes drawn until one fits, as torchvision does; if none does, nothing is erased
 
-    def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise CourseError(f"There is no augmentation stage {self.stage!r}: expected one of {', '.join(STAGES)}.")
+
+class Drawn(NamedTuple):
+    """Everything random about a batch of B images. An image's result depends on its own rows alone."""
+
+    matrix: Tensor  # [B, 2, 3] float64: crop, flip, rotation and the policy's geometry as one warp
+    op: Tensor  # [B, 2] int64: the policy's operations, positions in `ops.NAMES`
+    magnitude: Tensor  # [B, 2]
+    jitter: Tensor  # [B, 4]: factors of brightness, contrast and saturation; turn of the hue
+    sharpened: Tensor  # [B] bool
+    blurred: Tensor  # [B] bool
+    sigma: Tensor  # [B] standard deviation of the blur in pixels
+    box: Tensor  # [B, 4] top, left, height, width of the erased rectangle in pixels; height 0 for none
+
+
+class Augment:
+    """The paper's augmentation up to a stage, then normalisation.
+
+    stage: one of STAGES, each of which adds to the one before it. Given the same generator state every stage draws
+    the same numbers, so two stages differ by what the later one adds and by nothing else.
+    mean, std: per channel, of images in [0, 1]; the paper uses ImageNet's.
+    policy: what the last stage draws from, one of `policies.POLICIES`; the paper uses AutoAugment.
+
+    Raises CourseError for an unknown stage or policy and for a mean or std that is not three numbers (std > 0).
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        policy: str = "autoaugment",
+        settings: Settings = Settings(),
+    ) -> None:
+        if stage not in STAGES:
+            raise CourseError(f"There is no augmentation stage {stage!r}; choose one of {', '.join(STAGES)}.")
+        if policy not in policies.POLICIES:
+            raise CourseError(f"There is no policy {policy!r}; choose one of {', '.join(policies.POLICIES)}.")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise CourseError(f"mean and std must be three numbers each, std positive, but got {mean} and {std}.")
+        self.stage, self.policy, self.settings = stage, policy, settings
+        self.scale = tuple(1 / (255 * s) for s in std)
+        self.shift = tuple(-m / s for m, s in zip(mean, std, strict=True))
+
+    def __repr__(self) -> str:
+        return f"Augment({self.stage!r})"
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise CourseError(f"Augment got {images.dtype} {list(images.shape)}: expected torch.uint8 [B, 3, H, W].")
-        rung = STAGES.index(self.stage)
-        if rung >= 1:
-            images = _crop_flip(images, generator)
-        mean, std = (torch.tensor(v, device=images.device).mul(255).view(3, 1, 1) for v in (self.mean, self.std))
-        out = (images - mean) / std
-        return _erase(out, generator) if rung >= 2 else out
+        """Augment images uint8 [B, 3, H, W] -> float32 [B, 3, H, W], normalised, on the same device.
+
+        generator: on the images' device; None is torch's global one. The same state and batch give the same result.
+        Raises CourseError for images of another dtype or shape and for a generator of another device.
+        """
+        ops.check_images(images)
+        if generator is not None and generator.device.type != images.device.type:
+            raise CourseError(f"The generator must be on {images.device} like the images, not on {generator.device}.")
+        size = (images.shape[2], images.shape[3])
+        return self.apply(images, self.draw(len(images), size, generator, images.device))
+
+    def draw(self, batch: int, size: tuple[int, int], generator: torch.Generator | None, device: torch.device) -> Drawn:
+        """Draw for `batch` images of `size` (height, width): uniform numbers in one call, then transformed."""
+        s = self.settings
+        u = torch.rand(19 + 2 * s.erase_tries, batch, generator=generator, device=device)
+        full = self._does("rotation_autoaugment")
+        op, magnitude = policies.draw(self.policy, u[0:5], size)
+        turn = (u[5] * 2 - 1) * (s.rotation if full else 0)
+        matrix = families.affine(ops.warp_numbers(torch.full_like(op[:, 0], ops.ROTATE), turn), size)
+        matrix[:, 0] *= 1 - 2 * u[6:7].T.lt(s.flip).double()
+        matrix[:, :, 2] += (u[7:9].T * (2 * s.padding + 1)).floor() - s.padding
+        if full:
+            matrix = families.compose(matrix, policies.geometry(op, magnitude, size))
+        reach = constant((s.brightness, s.contrast, s.saturation, s.hue), device)
+        jitter = (u[9:13].T * 2 - 1) * reach + constant((1.0, 1.0, 1.0, 0.0), device)
+        sigma = u[13] * (s.blur[1] - s.blur[0]) + s.blur[0]
+        box = self._draw_box(u[16:], size)
+        return Drawn(matrix, op, magnitude, jitter, u[14] < s.sharpness_p, u[15] < s.blur_p, sigma, box)
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        """The deterministic half: images uint8 [B, 3, H, W] and what was drawn for them -> float32 [B, 3, H, W]."""
+        x = (families.warp(images, drawn.matrix) if self._does("crop_flip") else images).float()
+        if self._does("rotation_autoaugment"):
+            x = policies.apply(self.policy, x, drawn.op, drawn.magnitude)
+        if self._does("colour"):
+            brightness, contrast, saturation, hue = drawn.jitter.unbind(1)
+            x = families.turn_hue(families.colour(x, brightness, contrast, saturation).round_(), hue)
+        if self._does("sharpness_blur"):
+            factor = torch.full_like(drawn.sigma, self.settings.sharpness)
+            x = where_it_pays(drawn.sharpened, families.sharpen, x, factor)
+            x = where_it_pays(drawn.blurred, families.blur, x, drawn.sigma)
+        x = x.mul_(constant(self.scale, x.device).view(3, 1, 1)).add_(constant(self.shift, x.device).view(3, 1, 1))
+        if self._does("erasing"):
+            x = x.mul_(families.outside(drawn.box, x.shape[2:]))
+        return x
+
+    def _does(self, stage: str) -> bool:
+        return STAGES.index(self.stage) >= STAGES.index(stage)
+
+    def _draw_box(self, u: Tensor, size: tuple[int, int]) -> Tensor:
+        """Boxes [B, 4] to erase, the first of several tries that fits, as torchvision's RandomErasing draws them."""
+        s, (height, width) = self.settings, size
+        (small, large), (low, high) = s.erase_area, (math.log(ratio) for ratio in s.erase_ratio)
+        area = (u[3 : 3 + s.erase_tries] * (large - small) + small) * (height * width)
+        ratio = (u[3 + s.erase_tries :] * (high - low) + low).exp()
+        tall, wide = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (tall < height) & (wide < width)
+        first = fits & (fits.cumsum(0) == 1)
+        tall, wide = (tall * first).sum(0) * (u[0] < s.erase_p), (wide * first).sum(0)
+        top, left = (u[1] * (height - tall + 1)).floor(), (u[2] * (width - wide + 1)).floor()
+        return torch.stack((top, left, tall, wide), dim=1)
 
 
-def _crop_flip(images: Tensor, generator: torch.Generator | None, padding: int = 4) -> Tensor:
-    batch, _, height, width = images.shape
-    dev = images.device
-    top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator, device=dev)
-    flipped = torch.rand(batch, 1, generator=generator, device=dev) < 0.5
-    rows = top + torch.arange(height, device=dev)
-    columns = torch.arange(width, device=dev).expand(batch, width)
-    columns = left + torch.where(flipped, width - 1 - columns, columns)
-    padded = F.pad(images, (padding,) * 4)
-    which, channel = torch.arange(batch, device=dev).view(-1, 1, 1, 1), torch.arange(3, device=dev).view(1, 3, 1, 1)
-    return padded[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
+def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of a set uint8 [N, 3, H, W], of pixels in [0, 1].
 
-
-def _erase(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    batch, _, height, width = images.shape
-    dev = images.device
-    u = torch.rand(5, batch, 1, generator=generator, device=dev)
-    area = (0.02 + 0.31 * u[0]) * height * width
-    ratio = torch.exp((2 * u[1] - 1) * torch.log(torch.tensor(1 / 0.3, device=dev)))
-    h, w = (area * ratio).sqrt().round().clamp(1, height), (area / ratio).sqrt().round().clamp(1, width)
-    top, left = ((height - h + 1) * u[2]).floor(), ((width - w + 1) * u[3]).floor()
-    y, x = torch.arange(height, device=dev), torch.arange(width, device=dev)
-    rows, columns = (y >= top) & (y < top + h), (x >= left) & (x < left + w)
-    hidden = rows[:, :, None] & columns[:, None, :] & (u[4] < 0.5)[:, :, None]
-    return images.masked_fill(hidden[:, None], 0)
-
-
-def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of uint8 [N, 3, H, W], in [0, 1], computed."""
-    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()
-    values, total = torch.arange(256, dtype=torch.float64) / 255, counts.sum(1)
-    mean = counts @ values / total
-    return mean.float(), (counts @ values**2 / total - mean**2).sqrt().float()
+    Raises CourseError for images of another dtype or shape, and for an empty set.
+    """
+    ops.check_images(images)
+    if len(images) == 0:
+        raise CourseError("An empty set of images has no mean and standard deviation.")
+    chunks = (chunk.double().div_(255) for chunk in images.split(1000))
+    sums = sum(torch.stack((x.sum((0, 2, 3)), x.square().sum((0, 2, 3)))) for x in chunks)
+    mean, square = sums / (images.numel() / 3)
+    return tuple(mean.tolist()), tuple((square - mean**2).sqrt().tolist())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
+from PIL import Image
 
 from helpers.notebooks.run import NOTEBOOKS, Notebook, declared_parameters, execute, listing, opening, read, tags, write
 from helpers.runtime import ROOT, CourseError
@@ -69,9 +72,18 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data.pop("text/plain", None)  # <Figure size 640x480 with 1 Axes>
+                output.data["image/png"] = _smaller(output.data["image/png"])
             if output.output_type == "error":  # one that is meant; the traceback names files of this machine
                 output.traceback = [f"{output.ename}: {output.evalue}"]
     return notebook
+
+
+def _smaller(picture: str) -> str:
+    """A PNG in base64 with a palette of 128 colours where that takes fewer bytes: a third, for most plots."""
+    image, buffer = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), io.BytesIO()
+    image.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    quantized = base64.b64encode(buffer.getvalue()).decode()
+    return min(picture, quantized, key=len)
 
 
 def check(path: Path) -> list[str]:

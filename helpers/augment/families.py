@@ -1,0 +1,251 @@
+"""The five families that every operation belongs to: warp, lookup table, colour matrix, filter, mask.
+
+Each function takes a batch and one set of numbers per image, and costs a handful of kernels whatever the batch holds.
+Between the families pixels travel as float32 *levels* in [0, 255]; nothing here draws random numbers.
+
+No function waits for the device or builds a tensor from a Python list twice (see `constant`), so on CUDA all of them
+can be captured in a graph after one warm-up call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma with the digits that torchvision uses
+HALF = 0.5  # torchvision floors each grey pixel; half a level is what that takes on average
+
+
+@cache
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A small constant on a device, copied there once: a copy per call would stall CUDA and break graph capture."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def per_image(values: Tensor) -> Tensor:
+    """[B] -> [B, 1, 1, 1], to meet a batch of images."""
+    return values.view(-1, 1, 1, 1)
+
+
+def where_it_pays(needed: Tensor, operation: Callable[..., Tensor], x: Tensor, *numbers: Tensor) -> Tensor:
+    """`operation(x, *numbers)` for the images that `needed` (bool [B]) names, the others unchanged.
+
+    On the CPU only those images are computed, and written back into `x`. Elsewhere a selection would wait for the
+    device to say how many there are, so all are computed and the result is chosen. An image's result is the same.
+    The operation may work in place: it gets a copy either way.
+    """
+    if x.device.type != "cpu":
+        return torch.where(needed.view(-1, *[1] * (x.dim() - 1)), operation(x.clone(), *numbers), x)
+    rows = needed.nonzero().squeeze(1)
+    if len(rows) == 0:
+        return x
+    chosen = operation(x.index_select(0, rows), *(n.index_select(0, rows) for n in numbers))
+    return x.index_copy_(0, rows, chosen)
+
+
+# Warp ----------------------------------------------------------------------------------------------------------------
+
+
+def affine(numbers: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+    """Matrices [..., 2, 3] (float64) from output to source, in pixels from the image's centre, x right and y down.
+
+    numbers, [...] each: rotate in degrees counter-clockwise, shear_x and shear_y as slopes about the top-left corner,
+    translate_x and translate_y in whole pixels right and down (a fraction is cut off). Of rotation and the shears one
+    may differ from 0; `compose` joins several. Source: torchvision's rotate and affine, whose conventions these are.
+    """
+    height, width = size
+    angle = numbers["rotate"].double().deg2rad()
+    cos, sin = angle.cos(), angle.sin()
+    right, down = numbers["translate_x"].trunc(), numbers["translate_y"].trunc()
+    x, y = numbers["shear_x"].double(), numbers["shear_y"].double()
+    rows = (cos, x - sin, x * (height / 2) - right, y + sin, cos, y * (width / 2) - down)
+    return torch.stack(rows, dim=-1).unflatten(-1, (2, 3))
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """The one matrix [..., 2, 3] that does `outer` to the image first and `inner` to the result."""
+    both = outer[..., :2] @ inner
+    both[..., 2] += outer[..., 2]
+    return both
+
+
+def warp(x: Tensor, matrix: Tensor) -> Tensor:
+    """Nearest-neighbour resampling of x [B, C, H, W] (any dtype) by `matrix` [B, 2, 3]; zeros from outside.
+
+    The coordinates go through the roundings of torchvision's affine grid and grid_sample, in their order, so that a
+    point exactly between two pixels, where rounding decides, goes to the same one.
+    """
+    batch, channels, height, width = x.shape
+    half = constant((width / 2, height / 2), x.device)
+    across = torch.arange(width, dtype=torch.float32, device=x.device) - (width - 1) / 2
+    down = torch.arange(height, dtype=torch.float32, device=x.device).unsqueeze(1) - (height - 1) / 2
+    a, b, c = (matrix.float() / half[:, None])[..., None, None].unbind(2)  # each [B, 2, 1, 1]
+    grid = (a * across + b * down).add_(c)  # [B, 2, H, W] in [-1, 1]
+    column, row = grid.add_(1).mul_(half[:, None, None]).sub_(0.5).round_().unbind(1)
+    # A border of one zero pixel stands for everything outside: clamping replaces a mask over all pixels.
+    index = torch.add(column.clamp_(-1, width), row.clamp_(-1, height), alpha=width + 2).add_(width + 3).long()
+    source = F.pad(x, (1, 1, 1, 1)).flatten(2)
+    return source.gather(2, index.view(batch, 1, height * width).expand(-1, channels, -1)).view(x.shape)
+
+
+# Lookup table --------------------------------------------------------------------------------------------------------
+#
+# A tone operation maps levels to levels, so it is done on a table of 256 entries per image and channel instead of on
+# the pixels: table [B, 3, 256] holds what each level has become so far, occurs [B, 3, 256] how often each level occurs
+# in the image. Both together say everything about the image after the operations so far that a tone operation may
+# ask for, its extremes, mean and histogram, so any number of tone operations costs one reading of the pixels.
+
+
+def _brightness(table: Tensor, occurs: Tensor, factor: Tensor) -> Tensor:
+    return (table * factor).clamp_(max=255).floor_()
+
+
+def _contrast(table: Tensor, occurs: Tensor, factor: Tensor) -> Tensor:
+    grey = (occurs * table).sum(2) @ constant(GREY, table.device) / occurs[:, 0].sum(1) - HALF
+    return torch.lerp(grey.view(-1, 1, 1), table, factor).clamp_(0, 255).floor_()
+
+
+def _posterize(table: Tensor, occurs: Tensor, bits: Tensor) -> Tensor:
+    width = torch.exp2(8 - bits)
+    return (table / width).floor_().mul_(width)
+
+
+def _solarize(table: Tensor, occurs: Tensor, threshold: Tensor) -> Tensor:
+    return ((table >= threshold) * 255.0).sub_(table).abs_()
+
+
+def _autocontrast(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
+    absent = (occurs == 0) * 512.0
+    darkest = (table + absent).amin(2, keepdim=True)
+    spread = (table - absent).amax(2, keepdim=True).sub_(darkest).mul_(1 / 255)
+    stretched = ((table - darkest) / spread).clamp_(0, 255).floor_()
+    return torch.where(spread > 0, stretched, table)
+
+
+def _equalize(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
+    level = table.long()
+    after = histogram(level, occurs)
+    below = after.cumsum(2).sub_(after)
+    brightest = (table - (occurs == 0) * 512.0).amax(2, keepdim=True).long()
+    step = after.sum(2, keepdim=True).sub_(after.gather(2, brightest)).div_(255).floor_()
+    spread = below.add_((step / 2).floor_()).div_(step.clamp(min=1)).floor_().clamp_(max=255)
+    return torch.where(step > 0, spread.gather(2, level), table)  # too few levels to spread: left alone
+
+
+def _invert(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
+    return 255 - table
+
+
+TONES = {
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "autocontrast": _autocontrast,
+    "equalize": _equalize,
+    "invert": _invert,
+}
+
+
+def histogram(levels: Tensor, counts: Tensor) -> Tensor:
+    """How often each of 256 levels occurs: int64 [B, 3, N], each counted `counts` times -> float32 [B, 3, 256]."""
+    return levels.new_zeros((*levels.shape[:2], 256), dtype=torch.float32).scatter_add_(2, levels, counts)
+
+
+def look_up(x: Tensor, tones: Tensor, magnitudes: Tensor) -> Tensor:
+    """Tone operations one after the other in a single lookup: levels [B, 3, H, W] -> levels.
+
+    tones int64 [B, S]: for each image S positions in TONES, any other number for none. magnitudes [B, S] in
+    torchvision's units. Sources: torchvision.transforms.v2.functional; PIL.ImageOps for equalize.
+    """
+    level = x.flatten(2).long()
+    occurs = histogram(level, torch.ones((), device=x.device).expand(level.shape))
+    table = torch.arange(256, dtype=torch.float32, device=x.device).repeat(*level.shape[:2], 1)
+    for tone, magnitude in zip(tones.unbind(1), magnitudes.unbind(1), strict=True):
+        for position, operation in enumerate(TONES.values()):
+            table = where_it_pays(tone == position, operation, table, occurs, magnitude.view(-1, 1, 1))
+    return table.gather(2, level).view(x.shape)
+
+
+# Colour matrix -------------------------------------------------------------------------------------------------------
+
+
+def colour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Brightness, then contrast, then saturation as one 3x3 matrix and an offset per image; factors [B], 1 neutral.
+
+    Levels [B, 3, H, W] -> levels, clipped once at the end: a highlight that brightness pushes past 255 and contrast
+    brings back is not lost on the way.
+    """
+    pixels = x.flatten(2)
+    grey = constant(GREY, x.device)
+    mean = pixels.mean(2) @ grey - HALF
+    gain = (brightness * contrast).view(-1, 1, 1)
+    keep = saturation.view(-1, 1, 1)
+    mix = gain * (torch.eye(3, device=x.device) * keep + (1 - keep) * grey)
+    offset = (brightness * (1 - contrast) * mean - (1 - saturation) * HALF).view(-1, 1, 1)
+    return torch.baddbmm(offset, mix, pixels).clamp_(0, 255).view(x.shape)
+
+
+def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Hue shifted by `turn` [B] (in turns, -0.5 to 0.5), saturation and value of HSV kept. Whole levels -> levels.
+
+    With whole levels, min(most - r, 1) is 0 where red is the largest channel and 1 elsewhere: interpolating with it
+    selects without a comparison, which is several times dearer on the CPU than arithmetic.
+    """
+    r, g, b = x.unbind(1)
+    most, least = x.amax(1), x.amin(1)
+    chroma = most - least
+    green = (b - r).add_(chroma, alpha=2)
+    blue = (r - g).add_(chroma, alpha=4)
+    not_red, not_green = (most.unsqueeze(1) - x[:, :2]).clamp_(max=1).unbind(1)
+    hue = (g - b).lerp_(green.lerp_(blue, not_green), not_red)
+    chroma.mul_(6)
+    hue.div_(chroma.clamp(min=1))
+    # A channel is full within 1/6 turn of its own hue, gone beyond 1/3, and linear in between.
+    home = constant((0.0, -1 / 3, 1 / 3), x.device)
+    away = hue.unsqueeze(1) + (turn.unsqueeze(1) + home).view(-1, 3, 1, 1)
+    away.sub_(away.round()).abs_().sub_(1 / 3).clamp_(-1 / 6, 0)
+    return away.mul_(chroma.neg_().unsqueeze(1)).add_(least.unsqueeze(1))
+
+
+# Filter --------------------------------------------------------------------------------------------------------------
+
+
+def smooth(x: Tensor, side: Tensor) -> Tensor:
+    """The kernel (side, 1 - 2 side, side) [B] along both axes, without padding: [B, 3, H, W] -> [B, 3, H-2, W-2]."""
+    side = per_image(side)
+    for axis in (2, 3):
+        inner = x.shape[axis] - 2
+        middle = x.narrow(axis, 1, inner)
+        x = (x.narrow(axis, 0, inner) + x.narrow(axis, 2, inner)).sub_(middle, alpha=2).mul_(side).add_(middle)
+    return x
+
+
+def sharpen(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from (factor > 1) or towards (< 1) the 3x3 mean with centre weight 5 of 13; the border stays. In place."""
+    if min(x.shape[2:]) > 2:
+        inner = x[..., 1:-1, 1:-1]
+        inner.lerp_(smooth(x, torch.full_like(factor, 1 / 3)), per_image((1 - factor) * (9 / 13))).clamp_(0, 255)
+    return x
+
+
+def blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur with a 3x3 kernel and mirrored borders, standard deviation `sigma` [B] in pixels."""
+    neighbour = (-0.5 / sigma**2).exp()
+    return smooth(F.pad(x, (1, 1, 1, 1), mode="reflect"), neighbour / (1 + 2 * neighbour))
+
+
+# Mask ----------------------------------------------------------------------------------------------------------------
+
+
+def outside(box: Tensor, size: tuple[int, int]) -> Tensor:
+    """1 outside and 0 inside each image's box [B, 4] (top, left, height, width): float32 [B, 1, H, W]."""
+    top, left, tall, wide = box.view(-1, 4, 1).unbind(1)
+    y, x = (torch.arange(n, dtype=torch.float32, device=box.device) for n in size)
+    rows = ((y >= top) & (y < top + tall)).float()
+    columns = ((x >= left) & (x < left + wide)).float()
+    return 1 - rows[:, None, :, None] * columns[:, None, None, :]
