@@ -42,6 +42,9 @@ class ImageSet(NamedTuple):
     def take(self, indices: Tensor) -> ImageSet:
         return self._replace(images=self.images[indices], labels=self.labels[indices])
 
+    def to(self, device: torch.device) -> ImageSet:
+        return self._replace(images=self.images.to(device), labels=self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class TrainingData:

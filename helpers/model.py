@@ -57,6 +57,18 @@ class BasicBlock(nn.Module):
         return torch.relu(out + self.downsample(x))
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose mask comes from `generator` (torch's own state if None), so that a run owns all that it draws."""
+
+    generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        kept = torch.rand(x.shape, device=x.device, generator=self.generator) >= self.p
+        return x * kept / (1 - self.p)
+
+
 class SEResNet(nn.Module):
     """The paper's network: stem, one stage per entry of `blocks`, pooled head. 4,698,028 parameters by default.
 
@@ -94,7 +106,7 @@ class SEResNet(nn.Module):
             channels = out
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
         self.apply(self._initialise)
 

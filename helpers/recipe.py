@@ -10,6 +10,7 @@ from helpers.model import SEResNet
 from helpers.runtime import CourseError
 
 PRECISIONS = ("bfloat16", "float32")
+SCHEDULES = ("cosine", "constant")
 
 # What a number may be: (lowest, highest), both allowed. Wider than anyone needs, narrow enough to catch a slip.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -21,9 +22,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "batch_size": (2, 16_384),
     "learning_rate": (1e-6, 10.0),
     "momentum": (0.0, 0.999),
+    "clip_norm": (0.0, 1_000.0),
+    "label_smoothing": (0.0, 0.5),
+    "ema_decay": (0.0, 0.99999),
     "weight_decay": (0.0, 0.1),
     "warmup_epochs": (0, 1_000),
     "mixup_alpha": (0.0, 10.0),
+    "cutmix_alpha": (0.0, 10.0),
     "train_size": (10, 45_000),
     "val_size": (10, 25_000),
     "split_seed": (0, 2**31 - 1),
@@ -49,11 +54,19 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 0.02  # the peak, at the end of the warm-up
     momentum: float = 0.9
-    weight_decay: float = 1e-4  # ours: on every parameter, as torch's SGD does by default
+    nesterov: bool = False  # ours: torch's default
+    weight_decay: float = 1e-4
+    decay_all: bool = True  # ours: biases and norms too, as torch's SGD does by default
     warmup_epochs: int = 10
+    schedule: str = "cosine"  # after the warm-up; or "constant"
+    clip_norm: float = 0.0  # largest norm of the gradient; 0 is no clipping
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0  # validate and keep an exponential moving average of weights and buffers; 0 is none
     # augmentation (paper: "Data Preprocessing Pipeline", "Mixup")
     stage: str = STAGES[-1]
     mixup_alpha: float = 0.0  # Beta(alpha, alpha); 0 is no Mixup
+    cutmix_alpha: float = 0.0  # the same for CutMix; with both, a coin for each batch
+    resolutions: tuple[int, ...] = (32,)  # side of the training images, each for an equal share of the epochs
     # data and arithmetic (ours)
     train_size: int = 45_000
     val_size: int = 5_000
@@ -72,13 +85,21 @@ class Recipe:
             if not number or not low <= value <= high:  # NaN fails the comparison
                 kind = "a whole number" if whole else "a number"
                 raise CourseError(f"{name}={value!r} is out of range: expected {kind} from {low:g} to {high:g}.")
-        blocks = tuple(self.blocks) if isinstance(self.blocks, list | tuple) else ()
-        if not 1 <= len(blocks) <= 4 or not all(type(n) is int and 1 <= n <= 50 for n in blocks):
-            raise CourseError(f"blocks={self.blocks!r} is out of range: expected 1 to 4 whole numbers from 1 to 50.")
-        object.__setattr__(self, "blocks", blocks)
-        for name, choices in (("stage", STAGES), ("precision", PRECISIONS)):
+        for name, most, low, high in (("blocks", 4, 1, 50), ("resolutions", 10, 8, 64)):
+            values = getattr(self, name)
+            values = tuple(values) if isinstance(values, list | tuple) else ()
+            if not 1 <= len(values) <= most or not all(type(n) is int and low <= n <= high for n in values):
+                raise CourseError(
+                    f"{name}={getattr(self, name)!r} is out of range: expected 1 to {most} whole numbers from {low} to "
+                    f"{high}."
+                )
+            object.__setattr__(self, name, values)
+        for name, choices in (("stage", STAGES), ("precision", PRECISIONS), ("schedule", SCHEDULES),
+                              ("nesterov", (True, False)), ("decay_all", (True, False))):  # fmt: skip
             if getattr(self, name) not in choices:
-                raise CourseError(f"{name}={getattr(self, name)!r} is unknown: expected one of {', '.join(choices)}.")
+                raise CourseError(
+                    f"{name}={getattr(self, name)!r} is unknown: expected one of {', '.join(map(str, choices))}."
+                )
         if self.width % self.reduction:
             raise CourseError(f"reduction={self.reduction} does not divide width={self.width}: choose a divisor of it.")
         if self.warmup_epochs >= self.epochs:
@@ -91,14 +112,23 @@ class Recipe:
                 f"batch_size={self.batch_size} exceeds train_size={self.train_size}: expected 2 to {self.train_size}."
             )
 
+        if self.nesterov and not self.momentum:
+            raise CourseError("nesterov=True needs a momentum above 0: set one, or nesterov=False.")
+        if len(self.resolutions) > self.epochs:
+            raise CourseError(f"{len(self.resolutions)} resolutions do not fit into epochs={self.epochs}: give fewer.")
+
     def but(self, **changes: Any) -> Recipe:
         """A copy with some fields changed; an unknown field is refused with the names that exist."""
         _refuse_unknown(changes)
         return replace(self, **changes)
 
+    def scaled_to(self, batch_size: int) -> Recipe:
+        """Another batch size, the learning rate in proportion to it (linear scaling rule, Goyal et al. 2017)."""
+        return self.but(batch_size=batch_size, learning_rate=self.learning_rate * batch_size / self.batch_size)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as a run record keeps them."""
-        return {**asdict(self), "blocks": list(self.blocks)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def network(self) -> SEResNet:
         """A freshly initialised network of this shape, from torch's own random state."""

@@ -1,38 +1,43 @@
-"""The loop: one step, the schedule, checkpoints and exact resume."""
+"""The training engine: one step (eager on the CPU, one captured graph on CUDA), schedule, EMA, exact resume."""
 
 from __future__ import annotations
 
-import io
+import copy
+import gc
 import math
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from helpers import runs
+from helpers import checkpoint, runs
 from helpers.augment import Augment
-from helpers.data import TrainingData, load_set, split_train_val
+from helpers.data import ImageSet, TrainingData, load_set, split_train_val
 from helpers.evaluate import autocast, predict
-from helpers.mixing import mixed_correct, mixed_cross_entropy, mixup
+from helpers.mixing import mix, mixed_correct, mixed_cross_entropy
 from helpers.model import count_parameters
 from helpers.recipe import Recipe
-from helpers.runtime import (
-    CourseError,
-    device_name,
-    generator,
-    git_commit,
-    pick_device,
-    replacing,
-    seed_everything,
-    shown,
-    versions,
-)
+from helpers.runtime import CourseError, device_name, generator, git_commit, pick_device, replacing, shown, versions
+
+LOOK = 50  # steps between two looks at whether the loss is still finite: a look makes the host wait for the device
+
+
+class Interrupted(CourseError):
+    """The run was asked to stop, has written a checkpoint, and goes on from there when called again."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
 
 
 def training_data(recipe: Recipe, stand_in: bool = False) -> TrainingData:
@@ -49,16 +54,36 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     """Rate of optimiser step 0, 1, ...: a line up to the peak over the warm-up, then half a cosine down to zero.
 
     The peak is reached by the last step of the warm-up (Goyal et al. 2017; Loshchilov & Hutter 2016, eq. 5, without
-    restarts: the rate only falls after the warm-up).
+    restarts: the rate only falls after the warm-up). The schedule "constant" stays at the peak instead.
     """
     warmup, total = (epochs * steps_per_epoch(recipe) for epochs in (recipe.warmup_epochs, recipe.epochs))
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
+def resolution(recipe: Recipe, epoch: int) -> int:
+    """Side of the training images in epoch 0, 1, ...: each of `recipe.resolutions` has an equal share of the epochs."""
+    return recipe.resolutions[epoch * len(recipe.resolutions) // recipe.epochs]
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The model's parameters for the optimiser; biases and norms are spared weight decay if the recipe says so."""
+    decayed = [p for p in model.parameters() if p.ndim > 1 or recipe.decay_all]
+    spared = [p for p in model.parameters() if not (p.ndim > 1 or recipe.decay_all)]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
 class Trainer:
-    """Everything a run carries from one step to the next; `state` and `restore` hold all of it."""
+    """Everything a run carries from one step to the next; `state` and `restore` hold all of it.
+
+    Every random draw (augmentation, mixing, dropout) comes from `draws`, so that runs side by side do not disturb each
+    other and a resumed run draws what the uninterrupted one would have drawn. Everything a step reads or writes stays
+    in the same place on the device, so that on CUDA one capture of `_step` serves for every step.
+    """
 
     def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device):
         if len(data.train.labels) != recipe.train_size:
@@ -66,97 +91,175 @@ class Trainer:
                 f"The recipe asks for train_size={recipe.train_size:,} and got "
                 f"{len(data.train.labels):,} images: use training_data(recipe)."
             )
-        seed_everything(recipe.seed)
-        self.recipe, self.device = recipe, device
-        self.train, self.val = (
-            part._replace(images=part.images.to(device), labels=part.labels.to(device))
-            for part in (data.train, data.val)
-        )
-        self.model = recipe.network().to(device, memory_format=torch.channels_last)
+        self.recipe, self.device, self.steps = recipe, device, steps_per_epoch(recipe)
+        self.train, self.val = (part.to(device) for part in (data.train, data.val))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = recipe.network()
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.model) if recipe.ema_decay else None
+        self.draws = generator(recipe.seed, 1, device=device)
+        self.model.dropout.generator = self.draws
+        self.rate = torch.zeros((), device=device)  # a tensor: a captured step reads what it holds when it is replayed
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            parameter_groups(self.model, recipe),
+            lr=self.rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            fused=True,
         )
+        self.momentum = [torch.zeros_like(p) for p in self.model.parameters()] if recipe.momentum else []
+        for parameter, buffer in zip(self.model.parameters(), self.momentum, strict=False):
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.augment = Augment(recipe.stage)
-        self.draws = generator(recipe.seed, 1, device=device)  # augmentation and Mixup; dropout uses torch's own
+        self.index = torch.zeros(recipe.batch_size, dtype=torch.int64, device=device)
+        self.totals = torch.zeros(2, dtype=torch.float64, device=device)  # of this epoch: summed loss, counted right
+        self.clock = torch.zeros((), dtype=torch.int64, device=device)  # steps taken, as the device counts them
+        self.bad = torch.full_like(self.clock, -1)  # the first step whose loss was not finite
         self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self.done = 0  # steps taken in this epoch
         self.seconds = 0.0
         self.commit = git_commit()  # now, since the working tree may move on while the run goes on
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def step(self, index: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """One optimiser step on the images at `index`; returns the summed loss and the number counted right."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        x = self.augment(self.train.images[index], self.draws)
-        mixed = mixup(x, self.train.labels[index], self.recipe.mixup_alpha, self.draws)
-        with autocast(self.device, self.recipe.precision):
-            logits = self.model(mixed.images.contiguous(memory_format=torch.channels_last))
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def _step(self, side: int) -> None:
+        """Gather, augment, mix, forward, loss, backward, clip, SGD, average: the images at `index`, side x side."""
+        recipe = self.recipe
+        x, labels = self.augment(self.train.images[self.index], self.draws), self.train.labels[self.index]
+        mixed = mix(x, labels, recipe.mixup_alpha, recipe.cutmix_alpha, self.draws)
+        x = mixed.images.contiguous(memory_format=torch.channels_last)
+        if side != x.shape[-1]:
+            x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+        with autocast(self.device, recipe.precision):
+            logits = self.model(x)
         logits = logits.float()
-        loss = mixed_cross_entropy(logits, mixed)
+        loss = mixed_cross_entropy(logits, mixed, recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimizer.step()
-        return loss.detach() * len(index), mixed_correct(logits.detach(), mixed)
+        with torch.no_grad():
+            if self.average is not None:
+                self._follow()
+            self.totals += torch.stack((loss * recipe.batch_size, mixed_correct(logits, mixed))).double()
+            first = (self.bad < 0) & ~torch.isfinite(loss)
+            self.bad.copy_(torch.where(first, self.clock, self.bad))
+            self.clock += 1
 
-    def epoch(self, bar: tqdm) -> dict[str, float]:
-        """Train one epoch and look at the validation images; returns its row of the history."""
-        recipe, number = self.recipe, len(self.history)
-        order = torch.randperm(recipe.train_size, generator=generator(recipe.seed, 2, number)).to(self.device)
-        steps = steps_per_epoch(recipe)
-        self.model.train()
-        loss, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for i, index in enumerate(order[: steps * recipe.batch_size].split(recipe.batch_size)):
-            rate = learning_rate(recipe, number * steps + i)
-            step_loss, step_correct = self.step(index, rate)
-            loss += step_loss
-            correct += step_correct
-            bar.update()
-        seen = steps * recipe.batch_size
-        row = {
-            "epoch": number + 1,
-            "learning_rate": rate,
-            "train_loss": float(loss) / seen,
-            "train_accuracy": float(correct) / seen,
-            **self.validate(number),
-        }
-        if not math.isfinite(row["train_loss"]):
-            raise CourseError(
-                f"The loss is {row['train_loss']} in epoch {number + 1}: lower the learning rate (now "
-                f"{recipe.learning_rate:g}) and train again; the epochs before it are kept."
-            )
-        return row
+    def _follow(self) -> None:
+        """Move the averaged weights and buffers towards the trained ones (Polyak & Juditsky 1992); copy counters."""
+        pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
+        floats = [(a, b) for a, b in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - self.recipe.ema_decay)
+        for ours, theirs in pairs:
+            if not ours.is_floating_point():
+                ours.copy_(theirs)
 
-    def validate(self, number: int) -> dict[str, float]:
-        clean = predict(self.model, self.val.images, Augment("none"), self.recipe.precision)
-        draws = generator(self.recipe.seed, 3, number, device=self.device)
-        augmented = predict(self.model, self.val.images, self.augment, self.recipe.precision, draws)
+    def step(self, index: Tensor, rate: float, side: int = 32) -> None:
+        """One optimiser step on the training images at `index` int64 [batch_size]; on CUDA a graph is replayed."""
+        self.index.copy_(index, non_blocking=True)
+        self.rate.fill_(rate)
+        if self.device.type != "cuda":
+            return self._step(side)
+        if side not in self._graphs:
+            self._graphs[side] = self._capture(side)
+        self._graphs[side].replay()
+
+    def _capture(self, side: int) -> torch.cuda.CUDAGraph:
+        """Record one step as a graph. The warm-up steps that a capture needs are undone: they train nothing."""
+        before = copy.deepcopy(self.state())
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            for _ in range(3):
+                self._step(side)
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.draws)
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._step(side)
+        self.restore(before)
+        return graph
+
+    # ------------------------------------------------------------------------------------------------ a whole run
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) == self.recipe.epochs
+
+    def go(self) -> Iterator[None]:
+        """Train on from where the state is, pausing after every step; an epoch's last step adds its row of history."""
+        while not self.finished:
+            number = len(self.history)
+            order = torch.randperm(self.recipe.train_size, generator=generator(self.recipe.seed, 2, number))
+            batches = order[: self.steps * self.recipe.batch_size].to(self.device).split(self.recipe.batch_size)
+            self.model.train()
+            while self.done < self.steps:
+                rate = learning_rate(self.recipe, number * self.steps + self.done)
+                self.step(batches[self.done], rate, resolution(self.recipe, number))
+                self.done += 1
+                if self.done == self.steps:
+                    self._close_epoch(rate)
+                    yield
+                    break
+                yield
+
+    def _close_epoch(self, rate: float) -> None:
+        loss, correct = (self.totals / (self.steps * self.recipe.batch_size)).tolist()
+        evaluated = self.model if self.average is None else self.average
+        row = {"epoch": len(self.history) + 1, "learning_rate": rate, "train_loss": loss, "train_accuracy": correct,
+               **self.validate(evaluated)}  # fmt: skip
+        self.history.append(row)
+        if best_row(self.history) is row:
+            self.best = {name: value.clone() for name, value in evaluated.state_dict().items()}
+        self.done = 0
+        self.totals.zero_()
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Loss and accuracy on the validation images as they are, and accuracy through the training augmentation."""
+        clean = predict(model, self.val.images, Augment("none"), self.recipe.precision)
+        draws = generator(self.recipe.seed, 3, len(self.history), device=self.device)
+        augmented = predict(model, self.val.images, self.augment, self.recipe.precision, draws)
         share = lambda logits: float((logits.argmax(1) == self.val.labels).float().mean())  # noqa: E731
-        return {
-            "val_loss": float(F.cross_entropy(clean, self.val.labels)),
-            "val_accuracy": share(clean),
-            "val_augmented_accuracy": share(augmented),
-        }
+        return {"val_loss": float(F.cross_entropy(clean, self.val.labels)), "val_accuracy": share(clean),
+                "val_augmented_accuracy": share(augmented)}  # fmt: skip
+
+    def check_finite(self, kept: str) -> None:
+        """Raise CourseError with the step and its learning rate if a loss was not finite; makes the host wait."""
+        bad = int(self.bad)
+        if bad >= 0:
+            raise CourseError(
+                f"The loss stopped being finite at step {bad} (epoch {bad // self.steps + 1}, learning rate "
+                f"{learning_rate(self.recipe, bad):.3g}): lower the learning rate or clip the gradients; {kept}."
+            )
 
     def state(self) -> dict[str, Any]:
-        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
-        return {
-            "recipe": self.recipe.to_dict(),
-            "data": self.train.source,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "draws": self.draws.get_state(),
-            "random": [torch.get_rng_state(), *cuda],
-            "history": self.history,
-            "seconds": self.seconds,
-        }
+        """All of it, as tensors and plain values; the tensors are the run's own, not copies."""
+        average = {} if self.average is None else self.average.state_dict()
+        return {"recipe": self.recipe.to_dict(), "data": self.train.source, "model": dict(self.model.state_dict()),
+                "average": dict(average), "momentum": self.momentum, "best": self.best, "draws": self.draws.get_state(),
+                "totals": self.totals, "clock": self.clock, "bad": self.bad, "done": self.done,
+                "history": [dict(row) for row in self.history], "seconds": self.seconds}  # fmt: skip
 
+    @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
+        """Take over a state, in place: a captured graph goes on using the same memory."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.draws.set_state(state["draws"])
-        torch.set_rng_state(state["random"][0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random"][1], self.device)
-        self.history, self.seconds = state["history"], state["seconds"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for ours, saved in zip(
+            [*self.momentum, self.totals, self.clock, self.bad],
+            [*state["momentum"], state["totals"], state["clock"], state["bad"]],
+            strict=True,
+        ):
+            ours.copy_(saved)
+        self.draws.set_state(state["draws"].cpu())
+        self.best = {name: value.to(self.device) for name, value in state["best"].items()}
+        self.history, self.done, self.seconds = state["history"], state["done"], state["seconds"]
 
 
 def best_row(history: list[dict[str, float]]) -> dict[str, float]:
@@ -164,103 +267,161 @@ def best_row(history: list[dict[str, float]]) -> dict[str, float]:
     return max(history, key=lambda row: row["val_accuracy"])
 
 
+# ------------------------------------------------------------------------------------------------ runs in folders
+
+
 def fit(
-    recipe: Recipe, data: TrainingData, run_dir: str | Path, resume: bool = True, device: torch.device | None = None
-) -> runs.Run:
+    recipe: Recipe, data: TrainingData, run_dir: str | Path, resume: bool = True, device: torch.device | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> runs.Run:  # fmt: skip
     """Train a recipe into a folder and return the finished run; a run that is finished already is returned as it is.
 
     The folder gets `run.json` and `history.csv` (see helpers.runs), `best.safetensors` (weights of the epoch with the
-    highest validation accuracy) and `checkpoint.pt`, each written whole or not at all. Killed at any moment and called
-    again with `resume`, the run goes on from its last full epoch and ends with the same bytes on the same machine.
-    Raises CourseError if the folder holds another recipe's run, or cannot be written.
+    highest validation accuracy) and, until it is finished, checkpoints: every `checkpoint_seconds` after a step, and
+    when SIGINT or SIGTERM asks to stop (Interrupted is raised then). Killed at any moment and called again with
+    `resume`, the run goes on from the last checkpoint and on a CPU ends with the same bytes on the same machine.
+    Raises CourseError if the folder holds another recipe's run, is in use, or cannot be written; if the loss stops
+    being finite; if the device is out of memory.
     """
-    run_dir, device = Path(run_dir), device or pick_device()
-    runs.refuse_stand_in(run_dir, data.source)
-    _prepare(run_dir, fresh=not resume)
-    if (run_dir / "run.json").exists():
-        finished = runs.read(run_dir)
-        _refuse_another(finished.record["recipe"], finished.record["data"], recipe, data.source, run_dir)
-        return finished
-    trainer = Trainer(recipe, data, device)
-    state = _read_checkpoint(run_dir / "checkpoint.pt")
-    if state:
-        _refuse_another(state["recipe"], state["data"], recipe, data.source, run_dir)
-        trainer.restore(state)
-    on_terminal = sys.stderr.isatty()
-    with tqdm(
-        total=recipe.epochs * steps_per_epoch(recipe),
-        initial=len(trainer.history) * steps_per_epoch(recipe),
-        disable=not on_terminal,
-        unit="step",
-        desc=f"{recipe.name}/{recipe.seed}",
-    ) as bar:
-        while len(trainer.history) < recipe.epochs:
-            start = time.perf_counter()
-            row = trainer.epoch(bar)
-            trainer.history.append(row)
-            trainer.seconds += time.perf_counter() - start
-            _save(trainer, run_dir)
-            bar.write(
-                f"{recipe.name}/{recipe.seed} epoch {row['epoch']:>3}/{recipe.epochs}  "
+    return fit_many([recipe], data, [run_dir], resume, device, checkpoint_seconds)[0]
+
+
+def fit_many(
+    recipes: Sequence[Recipe], data: TrainingData, run_dirs: Sequence[str | Path], resume: bool = True,
+    device: torch.device | None = None, checkpoint_seconds: float = 60.0,
+) -> list[runs.Run]:  # fmt: skip
+    """Train several recipes, or one with several seeds, in one process; otherwise as `fit`.
+
+    On CUDA they take turns step by step, each with its own graph on its own stream, so that the device works on several
+    small batches at once. On a CPU, which one batch fills, they run one after the other.
+    """
+    device = device or pick_device()
+    with _stop_requests() as stop, ExitStack() as folders:
+        sessions = [_Session(recipe, data, Path(path), resume, device, checkpoint_seconds, folders)
+                    for recipe, path in zip(recipes, run_dirs, strict=True)]  # fmt: skip
+        together = [sessions] if device.type == "cuda" else [[session] for session in sessions]
+        for group in together:
+            _train(group, stop)
+        return [session.finish() for session in sessions]
+
+
+class _Session:
+    """One run and its folder: checkpoints in time, the lines it prints, the record at the end."""
+
+    def __init__(self, recipe: Recipe, data: TrainingData, path: Path, resume: bool, device: torch.device,
+                 checkpoint_seconds: float, folders: ExitStack):  # fmt: skip
+        runs.refuse_stand_in(path, data.source)
+        folders.enter_context(checkpoint.hold(path))
+        self.path, self.every, self.count = path, checkpoint_seconds, 0
+        self.label = f"{recipe.name}/{recipe.seed}"
+        self.run, self.trainer = None, None
+        if not resume:
+            for name in ("run.json", "history.csv", "best.safetensors", *checkpoint.SLOTS):  # the record first
+                (path / name).unlink(missing_ok=True)
+        if (path / "run.json").exists():
+            self.run = runs.read(path)
+            _refuse_another(self.run.record["recipe"], self.run.record["data"], recipe, data.source, path)
+            return
+        state, problems = checkpoint.read(path)
+        if state:
+            _refuse_another(state["recipe"], state["data"], recipe, data.source, path)
+        with _memory_advice(recipe, device):
+            self.trainer = Trainer(recipe, data, device)
+        if state:
+            self.trainer.restore(state)
+            self.count = state["count"]
+        for problem in problems:
+            print(f"{problem}: going on from the checkpoint before it")
+        self.steps, self.saved = self.trainer.go(), time.monotonic()
+        self.bar = tqdm(total=recipe.epochs * self.trainer.steps, disable=not sys.stderr.isatty(), unit="step",
+                        initial=len(self.trainer.history) * self.trainer.steps + self.trainer.done,
+                        desc=self.label)  # fmt: skip
+
+    @property
+    def working(self) -> bool:
+        return self.trainer is not None and not self.trainer.finished
+
+    def advance(self) -> None:
+        """One step; a line when it closed an epoch; a checkpoint when one is due."""
+        trainer, start = self.trainer, time.perf_counter()
+        stream = torch.cuda.stream(trainer._stream) if trainer._stream else nullcontext()
+        with _memory_advice(trainer.recipe, trainer.device), stream:
+            next(self.steps)
+        trainer.seconds += time.perf_counter() - start
+        self.bar.update()
+        due = time.monotonic() - self.saved >= self.every
+        if due or trainer.done % LOOK == 0:
+            trainer.check_finite(f"{shown(self.path)} keeps its last good checkpoint" if self.count else
+                                 "no checkpoint had been written yet")  # fmt: skip
+        if trainer.done == 0:
+            row = trainer.history[-1]
+            self.bar.write(
+                f"{self.label} epoch {row['epoch']:>3}/{trainer.recipe.epochs}  "
                 f"train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  "
-                f"val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f}",
-                file=sys.stdout,
-            )
-    return _finish(trainer, run_dir)
+                f"val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f}", file=sys.stdout,
+            )  # fmt: skip
+        if due:
+            self.save()
+
+    def save(self) -> None:
+        self.trainer.check_finite(f"{shown(self.path)} keeps its last good checkpoint")
+        self.count += 1
+        checkpoint.write(self.path, self.trainer.state(), self.count)
+        if self.trainer.history:
+            runs.write_history(self.path, self.trainer.history)
+        self.saved = time.monotonic()
+
+    def finish(self) -> runs.Run:
+        """Weights, history, and last the record, which says that the run is done; then the checkpoints may go."""
+        if self.run is None:
+            self.bar.close()
+            trainer, recipe = self.trainer, self.trainer.recipe
+            best, last = best_row(trainer.history), trainer.history[-1]
+            with replacing(self.path / "best.safetensors") as temporary:
+                temporary.write_bytes(save({name: value.contiguous() for name, value in trainer.best.items()}))
+            runs.write_history(self.path, trainer.history)
+            names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_augmented_accuracy")
+            metrics = {name: (last if name.startswith("train") else best)[name] for name in names}
+            images = recipe.epochs * trainer.steps * recipe.batch_size
+            self.run = runs.write_record(self.path, {
+                "recipe": recipe.to_dict(), "data": trainer.train.source, "commit": trainer.commit,
+                "versions": versions(), "device": device_name(trainer.device),
+                "parameters": count_parameters(trainer.model), "best_epoch": best["epoch"],
+                "seconds": round(trainer.seconds, 1), "images_per_second": round(images / trainer.seconds, 1),
+                "metrics": metrics,
+            })  # fmt: skip
+        for name in checkpoint.SLOTS:
+            (self.path / name).unlink(missing_ok=True)
+        return self.run
 
 
-def _prepare(run_dir: Path, fresh: bool) -> None:
-    """Make the folder now, not after the first epoch; clear what a killed process left half-written."""
+def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
+    """A step of each in turn until all are done; on a request to stop, a checkpoint of each, then Interrupted."""
+    while working := [session for session in sessions if session.working]:
+        for session in working:
+            session.advance()
+        if stop:
+            for session in working:
+                session.save()
+            at = ", ".join(f"{session.label} after epoch {len(session.trainer.history)}" for session in working)
+            raise Interrupted(f"Stopped by {signal.Signals(stop['signum']).name} ({at}): everything is kept; call the "
+                              "same again to go on.", stop["signum"])  # fmt: skip
+
+
+@contextmanager
+def _stop_requests() -> Iterator[dict[str, int]]:
+    """Collect SIGINT and SIGTERM in a dict instead of dying in the middle of a step or a write."""
+    stop: dict[str, int] = {}
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield stop
+        return
+    before = {number: signal.signal(number, lambda signum, frame: stop.update(signum=signum))
+              for number in (signal.SIGINT, signal.SIGTERM)}  # fmt: skip
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        for path in run_dir.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
-        for name in ("run.json", "history.csv", "checkpoint.pt", "best.safetensors") if fresh else ():  # record first
-            (run_dir / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise CourseError(
-            f"Cannot write to {shown(run_dir)} ({error.strerror}): choose a folder you may write to."
-        ) from error
-
-
-def _save(trainer: Trainer, run_dir: Path) -> None:
-    """Best weights first, checkpoint last: a kill in between repeats the epoch, which writes the same best again.
-
-    Both go through memory, since their own writers report a full disk with errors of their own, not OSError.
-    """
-    if best_row(trainer.history) is trainer.history[-1]:
-        with replacing(run_dir / "best.safetensors") as temporary:
-            temporary.write_bytes(save({k: v.contiguous() for k, v in trainer.model.state_dict().items()}))
-    checkpoint = io.BytesIO()
-    torch.save(trainer.state(), checkpoint)
-    with replacing(run_dir / "checkpoint.pt") as temporary:
-        temporary.write_bytes(checkpoint.getbuffer())
-    runs.write_history(run_dir, trainer.history)
-
-
-def _finish(trainer: Trainer, run_dir: Path) -> runs.Run:
-    recipe, best, last = trainer.recipe, best_row(trainer.history), trainer.history[-1]
-    runs.write_history(run_dir, trainer.history)
-    return runs.write_record(
-        run_dir,
-        {
-            "recipe": recipe.to_dict(),
-            "data": trainer.train.source,
-            "commit": trainer.commit,
-            "versions": versions(),
-            "device": device_name(trainer.device),
-            "parameters": count_parameters(trainer.model),
-            "best_epoch": best["epoch"],
-            "seconds": round(trainer.seconds, 1),
-            "images_per_second": round(
-                recipe.epochs * steps_per_epoch(recipe) * recipe.batch_size / trainer.seconds, 1
-            ),
-            "metrics": {
-                name: (last if name.startswith("train") else best)[name]
-                for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_augmented_accuracy")
-            },
-        },
-    )
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refuse_another(held: dict[str, Any], held_data: str, recipe: Recipe, source: str, run_dir: Path) -> None:
@@ -273,13 +434,39 @@ def _refuse_another(held: dict[str, Any], held_data: str, recipe: Recipe, source
         )
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
+# ------------------------------------------------------------------------------------------------ memory
+
+
+@contextmanager
+def _memory_advice(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Turn a device's lack of memory into a sentence with the batch size that would fit."""
     try:
-        state = torch.load(path, map_location=torch.device("cpu"), weights_only=True)
-        return {**state, "recipe": dict(state["recipe"])}
-    except Exception as error:  # torch.load fails with many types on a torn or foreign file
-        raise CourseError(
-            f"{shown(path)} cannot be read ({type(error).__name__}): delete it to start this run afresh."
-        ) from error
+        yield
+        return
+    except torch.OutOfMemoryError:
+        pass  # leave the handler first: the error holds on to the frames, and so to the memory, of the failed step
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    fits = fitting_batch_size(recipe, device)
+    advice = "nor does a batch of 2, so free some of it"
+    if fits:
+        rate = recipe.scaled_to(fits).learning_rate
+        advice = f"batch_size={fits} does (with learning_rate={rate:g} by the linear scaling rule)"
+    name = device_name(device)
+    raise CourseError(f"A batch of {recipe.batch_size} does not fit into the memory of {name}: {advice}.")
+
+
+def fitting_batch_size(recipe: Recipe, device: torch.device) -> int | None:
+    """The largest of half, a quarter ... of the batch size whose step fits beside what is in use; found by trying."""
+    batch_size = recipe.batch_size // 2
+    while batch_size >= 2:
+        small = recipe.scaled_to(batch_size).but(train_size=max(10, batch_size))
+        blank = torch.zeros(small.train_size, 3, 32, 32, dtype=torch.uint8)
+        images = ImageSet(blank, torch.zeros(small.train_size, dtype=torch.int64))
+        try:
+            Trainer(small, TrainingData(images, images), device)._step(max(recipe.resolutions))
+            return batch_size
+        except torch.OutOfMemoryError:
+            batch_size //= 2
+    return None
