@@ -76,13 +76,15 @@ def sweep(recipes: Annotated[list[str], typer.Argument(help="Named recipes.")],
 
 
 @app.command()
-def bench(subject: Annotated[str, typer.Argument(help="What to measure: train.")] = "train") -> None:
-    """Measure this machine: images/s in one table, every row from the same run."""
+def bench(
+    subjects: Annotated[list[str] | None, typer.Argument(help="augment, train; both by default.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Keep the table in data/bench/ for the notebooks.")] = False,
+) -> None:
+    """Measure this machine against the usual ways; every row of a table comes from the same run."""
     from helpers import bench as benches
 
-    if subject not in benches.SUBJECTS:
-        raise CourseError(f"There is no benchmark {subject!r}: expected one of {', '.join(benches.SUBJECTS)}.")
-    print(benches.SUBJECTS[subject]().to_string(index=False))
+    for subject in subjects or benches.SUBJECTS:
+        print(benches.measure(subject, record).to_string(index=False))
 
 
 @app.command()
@@ -109,6 +111,7 @@ def reproduce(profile: Profile = "quick",
               resume: Annotated[bool, typer.Option(help="Keep runs trained earlier.")] = False) -> None:  # fmt: skip
     """Run every notebook end to end into out/<profile>/, with figures, report.html and summary.json."""
     from helpers import data, runs
+    from helpers import figures as figure_room
     from helpers import notebooks as notebook_room
 
     folder = out_dir(profile)
@@ -116,14 +119,17 @@ def reproduce(profile: Profile = "quick",
     if profile == "quick" and not resume:  # a quick run is cheap, and should come from the code as it is now
         shutil.rmtree(folder, ignore_errors=True)
     pictures = "photographs" if source == data.CIFAR10 else "drawn"
-    summary = notebook_room.reproduce(profile, folder, only, {"pictures": pictures}, data_source=source)
+    store = runs.RECORDED if profile == "recorded" else folder / "runs"
+    summary = notebook_room.reproduce(
+        profile, folder, only, {"pictures": pictures}, data_source=source,
+        results=lambda: {"test accuracy": _accuracies(runs.load(store))},
+    )  # fmt: skip
     print(f"\ndata      {source}")
-    table = runs.load(folder / "runs")
-    for row in table.itertuples():
-        low, high = percent(row.test_low), percent(row.test_high)
-        print(
-            f"accuracy  {row.recipe}/{row.seed}: test {percent(row.test_accuracy)} [{low}, {high}], {row.epochs} epochs"
-        )
+    for label, accuracy in summary["results"]["test accuracy"].items():
+        print(f"accuracy  {label}: {accuracy}")
+    if summary["results"]["test accuracy"]:
+        figure_room.regenerate(folder / "figures", store, source)
+        print(f"figures   {shown(folder / 'figures')}")
     print(f"report    {shown(folder / 'report.html')}\nsummary   {shown(folder / 'summary.json')}")
     print(f"time      {summary['seconds']:.0f} s")
     if source == data.STAND_IN:
@@ -152,6 +158,14 @@ def _source(profile: str) -> str:
         print(f"{error}\n{data.BANNER}\n")
         return data.STAND_IN
     return data.CIFAR10
+
+
+def _accuracies(table) -> dict[str, str]:
+    """recipe/seed -> test accuracy with its interval."""
+    names = [f"{row.recipe}/{row.seed}, {row.epochs} epochs" for row in table.itertuples()]
+    texts = [f"{percent(row.test_accuracy)} of {row.test_count:,} test images [{percent(row.test_low)}, "
+             f"{percent(row.test_high)}]" for row in table.itertuples()]  # fmt: skip
+    return dict(zip(names, texts, strict=True))
 
 
 def _fields(changes: list[str] | None) -> dict[str, object]:
@@ -188,7 +202,8 @@ def main() -> None:
     try:
         app()
     except CourseError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(128 + error.signum if hasattr(error, "signum") else 1)  # the shell's code for a signal that stopped us
     except BrokenPipeError:  # `... | head` closed our output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -14,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.augment import IMAGENET_MEAN, IMAGENET_STD, STAGES, Augment, Settings
-from helpers.data import load_cifar10
+from helpers.data import ImageSet, TrainingData, load_cifar10
 from helpers.recipe import get
-from helpers.runtime import pick_device
+from helpers.runtime import ROOT, CourseError, device_name, git_commit, pick_device, replacing, shown, versions
+from helpers.train import Trainer
 
 
 def _rate(call: Callable[[], object], images: int, seconds: float = 6.0) -> float:
@@ -31,32 +34,6 @@ def _rate(call: Callable[[], object], images: int, seconds: float = 6.0) -> floa
             torch.cuda.synchronize()
         count += images
     return count / elapsed
-
-
-def train_table(batch_size: int = 64) -> pd.DataFrame:
-    """Images/s of one training step of the paper's network on random images, by memory format and arithmetic."""
-    device, rows = pick_device(), []
-    images = torch.randn(batch_size, 3, 32, 32, device=device)
-    labels = torch.randint(10, (batch_size,), device=device)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        for precision in (torch.float32, torch.bfloat16):
-            model = get("paper").network().to(device, memory_format=memory_format)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-
-            def step(model=model, optimizer=optimizer, precision=precision, memory_format=memory_format):
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                    logits = model(images.contiguous(memory_format=memory_format))
-                torch.nn.functional.cross_entropy(logits.float(), labels).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-
-            rows.append({
-                "memory format": str(memory_format).removeprefix("torch."),
-                "precision": str(precision).removeprefix("torch."), "images/s": round(_rate(step, batch_size), 1),
-            })  # fmt: skip
-    table = pd.DataFrame(rows)
-    table["ratio"] = (table["images/s"] / table["images/s"].iloc[0]).round(2)
-    return table
 
 
 # Augmentation: the paper's whole pipeline with one set of numbers, by four libraries ---------------------------------
@@ -182,4 +159,127 @@ def augment_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 3.0
     return pd.DataFrame(rows, columns=columns).round({"images/s": 0, "MB": 0})
 
 
-SUBJECTS = {"train": train_table, "augment": augment_table}
+# Training: one step of the paper's whole recipe, ours and what most CIFAR-10 repositories do -------------------------
+
+
+def matmul_flops(seconds: float = 3.0) -> float:
+    """Floating-point operations a second of a large bfloat16 matrix product: this device's ceiling, as measured."""
+    a, b = torch.randn(2, 4096, 4096).to(pick_device(), torch.bfloat16)
+    return _rate(lambda: a @ b, 2 * 4096**3, seconds)
+
+
+def flops_per_image() -> int:
+    """Floating-point operations of the paper's network for one image, forward and backward, as torch counts them."""
+    model, counter = get("paper").network(), FlopCounterMode(display=False)
+    with counter:
+        model(torch.zeros(2, 3, 32, 32)).sum().backward()
+    return counter.get_total_flops() // 2
+
+
+def _plain(images: np.ndarray, labels: np.ndarray, batch_size: int, count: int) -> dict[str, Callable[[], object]]:
+    """The plain loop: PIL transforms in a DataLoader with two workers, float32, a line of PyTorch after the other."""
+    recipe, device = get("paper"), pick_device()
+    batches, model = _pil(torch.from_numpy(images), batch_size), recipe.network().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, weight_decay=1e-4)
+    targets = torch.from_numpy(labels[:batch_size]).to(device)
+
+    def step() -> float:
+        x, lam, partner = next(batches).to(device), float(np.random.beta(1.0, 1.0)), torch.randperm(batch_size)
+        logits = model(lam * x + (1 - lam) * x[partner])
+        loss = lam * F.cross_entropy(logits, targets) + (1 - lam) * F.cross_entropy(logits, targets[partner])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return {"step": step}
+
+
+def _engine(images: np.ndarray, labels: np.ndarray, batch_size: int, count: int) -> dict[str, Callable[[], object]]:
+    """Our engine, driven as `train.fit_many` drives it: a step of each of `count` runs; and two parts of a step."""
+    part = ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
+    recipe = get("paper").but(train_size=len(images)).scaled_to(batch_size)
+    trainers = [Trainer(recipe.but(seed=seed), TrainingData(part, part), pick_device()) for seed in range(count)]
+    runs = [trainer.go() for trainer in trainers]
+    first = trainers[0]
+    index, x = torch.arange(batch_size, device=first.device), first.train.images[:batch_size]
+
+    def step() -> None:
+        for trainer, run in zip(trainers, runs, strict=True):
+            with trainer.on_its_stream():
+                next(run)
+
+    return {"step": step, "alone": lambda: first.step(index, 0.01), "augment": lambda: first.augment(x, first.draws)}
+
+
+LOOPS = {
+    "plain loop, DataLoader": (_plain, 1),
+    "this course": (_engine, 1),
+    "this course, 4 seeds at once": (_engine, 4),
+}
+
+
+def _loop(name: str, images: np.ndarray, labels: np.ndarray, batch_size: int, seconds: float) -> dict[str, float]:
+    """Images per second of a loop's parts and its peak memory in MB: run in a process of its own."""
+    before, (make, count) = _peak_mb(), LOOPS[name]
+    parts = make(images, labels, batch_size, count)
+    rates = {part: _rate(call, batch_size * (count if part == "step" else 1), seconds) for part, call in parts.items()}
+    on_gpu = torch.cuda.is_available()
+    return {**rates, "MB": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _peak_mb() - before}
+
+
+def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 15.0) -> pd.DataFrame:
+    """One training step of the paper's recipe on CIFAR-10, whole ladder and Mixup included, ours and the plain loop.
+
+    Each loop runs in a fresh process, one after the other. "ours" is how many times as fast "this course" is at that
+    batch size; "ceiling" the share of this device's bfloat16 matrix products that the network's arithmetic makes up,
+    the mean of two measurements around the table; "augment" and "between" are shares of our step, the latter what is
+    lost between steps. Memory is the device's on CUDA, else the process's beyond the imported libraries.
+    Raises CourseError where CIFAR-10 is missing.
+    """
+    images, labels = (part[:4096].numpy() for part in load_cifar10("train"))
+    spawn, rows, ceiling = multiprocessing.get_context("spawn"), [], matmul_flops()
+    together = torch.cuda.is_available()  # on a CPU, one run after the other is as fast
+    for batch_size in batch_sizes:
+        for name in [name for name, (_, count) in LOOPS.items() if count == 1 or together]:
+            with ProcessPoolExecutor(1, mp_context=spawn) as process:
+                found = process.submit(_loop, name, images, labels, batch_size, seconds).result()
+            rows.append({"loop": name, "batch": batch_size, **found})
+    ceiling = (ceiling + matmul_flops()) / 2 / flops_per_image()
+    table = pd.DataFrame(rows).rename(columns={"step": "images/s"})
+    ours = table[table["loop"] == "this course"].set_index("batch")["images/s"]
+    return pd.DataFrame({
+        "loop": table["loop"], "batch": table["batch"], "images/s": table["images/s"].round(1),
+        "ours": (table["batch"].map(ours) / table["images/s"]).round(2),
+        "ceiling": (table["images/s"] / ceiling).round(3), "s/epoch": (45_000 / table["images/s"]).round(1),
+        "augment": (table["images/s"] / table["augment"]).round(4),
+        "between": (1 - table["images/s"] / table["alone"]).round(4), "MB": table["MB"].round(0),
+    })  # fmt: skip
+
+
+# Recorded measurements ------------------------------------------------------------------------------------------------
+
+SUBJECTS = {"augment": augment_table, "train": train_table}
+RECORDED = ROOT / "data" / "bench"
+
+
+def measure(subject: str, record: bool = False) -> pd.DataFrame:
+    """The table of a subject, measured now; with `record` kept in data/bench/<subject>.csv with device and versions."""
+    if subject not in SUBJECTS:
+        raise CourseError(f"There is no benchmark {subject!r}: expected one of {', '.join(SUBJECTS)}.")
+    table = SUBJECTS[subject]()
+    if record:
+        packages = ", ".join(f"{name} {number}" for name, number in versions().items())
+        with replacing(RECORDED / f"{subject}.csv") as temporary:
+            table.assign(device=device_name(pick_device()), versions=packages, commit=git_commit()).to_csv(
+                temporary, index=False, lineterminator="\n"
+            )
+    return table
+
+
+def recorded(subject: str) -> pd.DataFrame:
+    """The recorded table of a subject; CourseError if there is none."""
+    path = RECORDED / f"{subject}.csv"
+    if not path.exists():
+        raise CourseError(f"No measurement in {shown(path)}: run `python -m helpers bench {subject} --record`.")
+    return pd.read_csv(path)

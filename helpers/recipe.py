@@ -176,9 +176,13 @@ _PAPER = Recipe("paper", mixup_alpha=1.0)  # ours: alpha = 1, for the reasons in
 
 
 def ladder(base: Recipe) -> list[Recipe]:
-    """The paper's augmentation ladder on one recipe: a recipe a stage, then Mixup on top of the last."""
+    """The paper's augmentation ladder on one recipe: a recipe a stage, then Mixup on top of the last.
+
+    The rung that is the base itself keeps the base's name, so that it is not run twice.
+    """
     rungs = [base.but(name=f"{base.name}-{stage}", stage=stage, mixup_alpha=0.0) for stage in STAGES]
-    return [*rungs, rungs[-1].but(name=f"{base.name}-mixup", mixup_alpha=1.0)]
+    rungs.append(rungs[-1].but(name=f"{base.name}-mixup", mixup_alpha=1.0))
+    return [base if rung.but(name=base.name) == base else rung for rung in rungs]
 
 
 def short(recipe: Recipe) -> Recipe:

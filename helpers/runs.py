@@ -23,6 +23,8 @@ DEFINITIONS = {
     "val_loss": "mean cross-entropy of the same images at the best epoch, in nats",
     "val_augmented_accuracy": "as val_accuracy, at the best epoch, but with the images passed through the training "
     "augmentation, as the paper counts",
+    "images_per_second": "training images by second of wall clock, validation and checkpoints included, while "
+    "`side_by_side` runs shared the device",
     "test": "the 10,000 test images (normalised only) under the weights of the best epoch, looked at once, after "
     "selection; interval: Wilson, 95 %",
 }

@@ -9,6 +9,7 @@ import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -76,8 +77,12 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
+@cache
 def git_commit() -> str:
-    """The commit of the working tree, with '+changes' if it is not clean; 'unknown' outside a git checkout."""
+    """The commit of the working tree, with '+changes' if it is not clean; 'unknown' outside a git checkout.
+
+    Asked once a process, since a run goes on with the code it began with while the working tree may move on.
+    """
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

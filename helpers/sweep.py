@@ -1,4 +1,4 @@
-"""Recipes x seeds: train and test each, one after the other; what is finished already is not run again."""
+"""Recipes x seeds: train and test each, a recipe's seeds together; what is finished already is not run again."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ def sweep(recipes: Iterable[Recipe], seeds: Iterable[int], root: Path, stand_in:
     recipes, seeds = list(recipes), list(seeds)
     for recipe in recipes:
         data = train.training_data(recipe, stand_in)
-        for seed in seeds:
-            path = Path(root) / recipe.name / str(seed)
-            run = train.fit(recipe.but(seed=seed), data, path)
+        seeded, paths = (
+            [recipe.but(seed=seed) for seed in seeds],
+            [Path(root) / recipe.name / str(seed) for seed in seeds],
+        )
+        for run in train.fit_many(seeded, data, paths):
             if "test" not in run.record:
-                evaluate.test_run(path, stand_in)
+                evaluate.test_run(run.path, stand_in)
     return _rows(runs.load(root), recipes, seeds)
 
 

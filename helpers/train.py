@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ class Trainer:
             self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.augment = Augment(recipe.stage)
         self.index = torch.zeros(recipe.batch_size, dtype=torch.int64, device=device)
+        self.loss = torch.zeros((), device=device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)  # of this epoch: summed loss, counted right
         self.clock = torch.zeros((), dtype=torch.int64, device=device)  # steps taken, as the device counts them
         self.bad = torch.full_like(self.clock, -1)  # the first step whose loss was not finite
@@ -120,7 +121,6 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.done = 0  # steps taken in this epoch
         self.seconds = 0.0
-        self.commit = git_commit()  # now, since the working tree may move on while the run goes on
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -144,6 +144,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimizer.step()
         with torch.no_grad():
+            self.loss.copy_(loss)
             if self.average is not None:
                 self._follow()
             self.totals += torch.stack((loss * recipe.batch_size, mixed_correct(logits, mixed))).double()
@@ -160,15 +161,20 @@ class Trainer:
             if not ours.is_floating_point():
                 ours.copy_(theirs)
 
-    def step(self, index: Tensor, rate: float, side: int = 32) -> None:
-        """One optimiser step on the training images at `index` int64 [batch_size]; on CUDA a graph is replayed."""
+    def step(self, index: Tensor, rate: float, side: int = 32) -> Tensor:
+        """One optimiser step on the training images at `index` int64 [batch_size]; on CUDA a graph is replayed.
+
+        Returns the batch's mean loss, in a tensor on the device that the next step writes over.
+        """
         self.index.copy_(index, non_blocking=True)
         self.rate.fill_(rate)
         if self.device.type != "cuda":
-            return self._step(side)
-        if side not in self._graphs:
-            self._graphs[side] = self._capture(side)
-        self._graphs[side].replay()
+            self._step(side)
+        else:
+            if side not in self._graphs:
+                self._graphs[side] = self._capture(side)
+            self._graphs[side].replay()
+        return self.loss
 
     def _capture(self, side: int) -> torch.cuda.CUDAGraph:
         """Record one step as a graph. The warm-up steps that a capture needs are undone: they train nothing."""
@@ -186,6 +192,10 @@ class Trainer:
         return graph
 
     # ------------------------------------------------------------------------------------------------ a whole run
+
+    def on_its_stream(self) -> AbstractContextManager:
+        """The context that queues this run's work beside that of other runs; on a CPU it does nothing."""
+        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
     @property
     def finished(self) -> bool:
@@ -302,7 +312,7 @@ def fit_many(
         together = [sessions] if device.type == "cuda" else [[session] for session in sessions]
         for group in together:
             _train(group, stop)
-        return [session.finish() for session in sessions]
+        return [session.run for session in sessions]
 
 
 class _Session:
@@ -314,7 +324,8 @@ class _Session:
         folders.enter_context(checkpoint.hold(path))
         self.path, self.every, self.count = path, checkpoint_seconds, 0
         self.label = f"{recipe.name}/{recipe.seed}"
-        self.run, self.trainer = None, None
+        self.run, self.trainer, self.side_by_side = None, None, 1
+        git_commit()  # the code that begins now
         if not resume:
             for name in ("run.json", "history.csv", "best.safetensors", *checkpoint.SLOTS):  # the record first
                 (path / name).unlink(missing_ok=True)
@@ -332,7 +343,7 @@ class _Session:
             self.count = state["count"]
         for problem in problems:
             print(f"{problem}: going on from the checkpoint before it")
-        self.steps, self.saved = self.trainer.go(), time.monotonic()
+        self.steps = self.trainer.go()
         self.bar = tqdm(total=recipe.epochs * self.trainer.steps, disable=not sys.stderr.isatty(), unit="step",
                         initial=len(self.trainer.history) * self.trainer.steps + self.trainer.done,
                         desc=self.label)  # fmt: skip
@@ -341,15 +352,17 @@ class _Session:
     def working(self) -> bool:
         return self.trainer is not None and not self.trainer.finished
 
+    def start(self, side_by_side: int) -> None:
+        """The clock runs from here, beside that of the other runs which share the device."""
+        self.side_by_side, self.saved = side_by_side, time.perf_counter()
+
     def advance(self) -> None:
         """One step; a line when it closed an epoch; a checkpoint when one is due."""
-        trainer, start = self.trainer, time.perf_counter()
-        stream = torch.cuda.stream(trainer._stream) if trainer._stream else nullcontext()
-        with _memory_advice(trainer.recipe, trainer.device), stream:
+        trainer = self.trainer
+        with _memory_advice(trainer.recipe, trainer.device), trainer.on_its_stream():
             next(self.steps)
-        trainer.seconds += time.perf_counter() - start
         self.bar.update()
-        due = time.monotonic() - self.saved >= self.every
+        due = time.perf_counter() - self.saved >= self.every
         if due or trainer.done % LOOK == 0:
             trainer.check_finite(f"{shown(self.path)} keeps its last good checkpoint" if self.count else
                                  "no checkpoint had been written yet")  # fmt: skip
@@ -366,14 +379,19 @@ class _Session:
     def save(self) -> None:
         self.trainer.check_finite(f"{shown(self.path)} keeps its last good checkpoint")
         self.count += 1
+        self.tick()
         checkpoint.write(self.path, self.trainer.state(), self.count)
         if self.trainer.history:
             runs.write_history(self.path, self.trainer.history)
-        self.saved = time.monotonic()
 
-    def finish(self) -> runs.Run:
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self.trainer.seconds, self.saved = self.trainer.seconds + now - self.saved, now
+
+    def finish(self) -> None:
         """Weights, history, and last the record, which says that the run is done; then the checkpoints may go."""
         if self.run is None:
+            self.tick()
             self.bar.close()
             trainer, recipe = self.trainer, self.trainer.recipe
             best, last = best_row(trainer.history), trainer.history[-1]
@@ -384,7 +402,8 @@ class _Session:
             metrics = {name: (last if name.startswith("train") else best)[name] for name in names}
             images = recipe.epochs * trainer.steps * recipe.batch_size
             self.run = runs.write_record(self.path, {
-                "recipe": recipe.to_dict(), "data": trainer.train.source, "commit": trainer.commit,
+                "recipe": recipe.to_dict(), "data": trainer.train.source, "commit": git_commit(),
+                "side_by_side": self.side_by_side,
                 "versions": versions(), "device": device_name(trainer.device),
                 "parameters": count_parameters(trainer.model), "best_epoch": best["epoch"],
                 "seconds": round(trainer.seconds, 1), "images_per_second": round(images / trainer.seconds, 1),
@@ -392,11 +411,12 @@ class _Session:
             })  # fmt: skip
         for name in checkpoint.SLOTS:
             (self.path / name).unlink(missing_ok=True)
-        return self.run
 
 
 def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
     """A step of each in turn until all are done; on a request to stop, a checkpoint of each, then Interrupted."""
+    for session in sessions:
+        session.start(len(sessions))
     while working := [session for session in sessions if session.working]:
         for session in working:
             session.advance()
@@ -406,6 +426,8 @@ def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
             at = ", ".join(f"{session.label} after epoch {len(session.trainer.history)}" for session in working)
             raise Interrupted(f"Stopped by {signal.Signals(stop['signum']).name} ({at}): everything is kept; call the "
                               "same again to go on.", stop["signum"])  # fmt: skip
+    for session in sessions:
+        session.finish()
 
 
 @contextmanager

@@ -3,8 +3,9 @@
     augment = Augment("rotation_autoaugment")
     inputs = augment(images, generator)     # uint8 [B, 3, H, W] -> float32 [B, 3, H, W], normalised
 
-The paper (section III) names random crop, flips, rotation, random erasing, AutoAugment, colour distortion, blur and
-sharpness, and says in which steps they were added; it gives no magnitude, probability or order. `Settings` decides.
+The paper ("Data Preprocessing Pipeline") names random crop, flips, rotation, random erasing, AutoAugment, colour
+distortion, blur and sharpness, and says in which steps they were added; it gives no magnitude, probability or order.
+`Settings` decides.
 """
 
 from __future__ import annotations

@@ -1,0 +1,78 @@
+"""The course as it is committed: the form of the notebooks, a real run of one without data, what the README says."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from helpers import data, figures, notebooks, plots, runs
+from helpers.runtime import ROOT, percent
+
+NOTEBOOKS = [entry.path for entry in notebooks.listing()]
+
+
+def test_the_seven_notebooks_are_there():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "00_start_here", "01_data_inspection", "02_se_resnet", "03_augmentation", "04_mixup", "05_training_run",
+        "06_beyond_the_paper",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_form_of_a_committed_notebook(path):
+    assert notebooks.check(path) == []
+
+
+def test_without_data_a_notebook_runs_on_the_stand_in_and_says_so(without_cifar10, tmp_path):
+    """A real papermill run; the other notebooks take the same path in `make reproduce`."""
+    summary = notebooks.reproduce("quick", tmp_path, ["00"], {"pictures": "drawn"}, data_source=data.STAND_IN)
+    assert summary["state"] == "passed" and list(summary["notebooks"]) == ["00_start_here"]
+    assert json.loads((tmp_path / "summary.json").read_text())["data_source"] == "stand-in"
+    executed = nbformat.read(tmp_path / "00_start_here.ipynb", 4)
+    printed = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
+    assert data.BANNER in printed
+    assert "stand-in" in (tmp_path / "report.html").read_text()
+
+
+def test_no_photograph_is_published():
+    """The committed notebooks ran with drawn pictures, which a parameter of theirs says."""
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, 4).cells
+        (parameters,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        assert "pictures" not in parameters or re.search(r'^pictures = "drawn"', parameters, re.MULTILINE)
+
+
+def test_the_readme_states_what_is_recorded():
+    """Every accuracy in the README's table of measurements is that of the runs in data/runs."""
+    stated = re.findall(r"^\| `([\w-]+)` \|.*\| ([\d.]+ %) \| ([\d.]+ %) to ([\d.]+ %) \|$",
+                        (ROOT / "README.md").read_text(), re.MULTILINE)  # fmt: skip
+    recorded = runs.load()
+    assert {name for name, *_ in stated} == set(recorded.recipe)
+    for name, mean, lowest, highest in stated:
+        values = recorded[recorded.recipe == name].test_accuracy
+        assert (mean, lowest, highest) == tuple(map(percent, (values.mean(), values.min(), values.max())))
+
+
+def test_every_recorded_run_is_on_cifar10_and_whole():
+    recorded = runs.load()
+    assert set(recorded.data) == {data.CIFAR10}
+    for row in recorded.itertuples():
+        assert len(row.history) == row.epochs and row.history.epoch.tolist() == list(range(1, row.epochs + 1))
+        best = row.history.loc[row.history.val_accuracy.idxmax()]
+        assert best.epoch == row.best_epoch and best.val_accuracy == pytest.approx(row.val_accuracy, abs=1e-6)
+        assert row.test_count == 10_000 and row.test_low < row.test_accuracy < row.test_high
+        assert re.fullmatch(r"[0-9a-f]{40}", row.commit), "recorded from a clean checkout"
+
+
+def test_the_published_figures_need_no_data(without_cifar10, tmp_path):
+    """The same bytes twice, and the pictures that are committed."""
+    from matplotlib.testing.compare import compare_images
+
+    first, again = (figures.regenerate(tmp_path / name) for name in ("first", "again"))
+    for one, two in zip(first, again, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+        committed = figures.FIGURES / one.name
+        assert compare_images(str(committed), str(one), tol=1.0) is None
+    assert {path.name for path in first} == {path.name for path in figures.FIGURES.glob("*.png")}
+    plots.start(data.CIFAR10)
