@@ -342,3 +342,60 @@ def diagonal(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axis.legend(frameon=False)
     return figure
+
+
+def bars(frame: pd.DataFrame, title: str, xlabel: str) -> Figure:
+    """Horizontal bars side by side: a group a row, a bar a column, told apart by colour and hatch."""
+    figure, axis = new(height=0.3 * len(frame) + 1.3)
+    y, thick = np.arange(len(frame))[::-1], 0.8 / frame.shape[1]
+    for i, name in enumerate(frame.columns):
+        axis.barh(y + (frame.shape[1] - 1 - 2 * i) * thick / 2, frame[name].to_numpy(float), thick, label=name,
+                  color=PALETTE[i % 10], hatch=("", "///", "...", "xxx")[i % 4], edgecolor="white",
+                  linewidth=0.5)  # fmt: skip
+    axis.set(title=title, xlabel=xlabel, yticks=y, yticklabels=list(frame.index), ylim=(-0.6, len(frame) - 0.4))
+    axis.grid(axis="y", visible=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=frame.shape[1])
+    return figure
+
+
+def histograms(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, bins: Sequence[float],
+    densities: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None, top: float | None = None,
+) -> Figure:  # fmt: skip
+    """A panel a name side by side, each with outlined histograms of its named samples, as densities over `bins`.
+
+    densities: panel -> (x, y) of a curve drawn over it. top: where the vertical axis ends, for densities without bound.
+    """
+    figure, axes = new(1, len(panels), width=8.8, height=2.5, sharey=True, squeeze=False)
+    for axis, (title, samples) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, values) in enumerate(samples.items()):
+            axis.hist(np.asarray(values), bins=bins, density=True, histtype="stepfilled", alpha=0.35, label=name,
+                      color=PALETTE[i % 10], edgecolor=PALETTE[i % 10], linestyle=DASHES[i % 2])  # fmt: skip
+        if densities:
+            axis.plot(*densities[title], color=PALETTE[3], linewidth=1.5, label="closed form")
+        axis.set(title=title, xlabel=xlabel, ylim=(0, top))
+    axes[0][0].set_ylabel("density")
+    if densities or len(samples) > 1:
+        axes[0][-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def fields(
+    maps: Mapping[str, Sequence[Sequence[float]]], points: Tensor, labels: Tensor, extent: Sequence[float], label: str
+) -> Figure:
+    """Maps [H, W] over the plane side by side, values in [0, 1], with the line at one half and two classes of points.
+
+    extent: left, right, bottom, top; row 0 of a map is at the bottom. The classes differ in colour and marker.
+    """
+    figure, axes = new(1, len(maps), width=8.8, height=3.2, sharey=True, squeeze=False)
+    for axis, (title, values) in zip(axes[0], maps.items(), strict=True):
+        picture = axis.imshow(values, extent=extent, origin="lower", cmap="cividis", vmin=0, vmax=1, aspect="auto",
+                              interpolation="bilinear")  # fmt: skip
+        axis.contour(values, levels=[0.5], extent=extent, origin="lower", colors="white", linewidths=1.5)
+        for c, (marker, colour) in enumerate((("o", "white"), ("^", "black"))):
+            x, y = points[labels == c].T.cpu().numpy()
+            axis.scatter(x, y, s=12, marker=marker, c=colour, edgecolors="0.3", linewidths=0.4)
+        axis.set(title=title)
+        axis.grid(visible=False)
+    figure.colorbar(picture, ax=axes[0], label=label)
+    return figure

@@ -244,6 +244,16 @@ def test_stand_in_is_seeded_balanced_and_learnable():
     assert score > 0.7 and colours < 0.2
 
 
+def test_drawn_scenes_are_seeded_pictures_with_the_classes_they_show():
+    images, labels = data.draw_scenes(6, seed=1)
+    assert images.shape == (6, 3, 32, 32) and images.dtype == torch.uint8
+    assert [data.CLASSES[label] for label in labels] == ["airplane", "automobile", "ship"] * 2
+    assert torch.equal(images, data.draw_scenes(6, seed=1)[0]) and not torch.equal(
+        images, data.draw_scenes(6, seed=2)[0]
+    )
+    assert len(images.flatten(1).unique(dim=0)) == 6
+
+
 # --------------------------------------------------------------------------------------------------- shifted sets
 
 

@@ -67,6 +67,11 @@ EXAMPLES = {
     "confusion": lambda: plots.confusion(np.arange(1, 101).reshape(10, 10), CLASSES),
     "heat": lambda: plots.heat(pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4]}, ["p", "q"]), "title", "share"),
     "diagonal": lambda: plots.diagonal({"a": ([0.1, 0.9], [0.2, 0.8]), "b": ([0.5], [0.5])}, "title", "x", "y"),
+    "bars": lambda: plots.bars(pd.DataFrame({"one": [1, 2], "two": [2, 3]}, ["a", "b"]), "title", "x"),
+    "histograms": lambda: plots.histograms({"p": {"a": [0.1, 0.2], "b": [0.3, 0.9]}}, "x", [0, 0.5, 1]),
+    "fields": lambda: plots.fields(
+        {"p": [[0.1, 0.9], [0.2, 0.8]]}, torch.zeros(2, 2), torch.tensor([0, 1]), (-1, 1, -1, 1), "value"
+    ),
     "stacked": lambda: plots.stacked(pd.DataFrame({"a": [1, 2], "b": [3, 4]}, ["p", "q"]), "title", "x"),
 }
 each_figure = pytest.mark.parametrize("name", EXAMPLES)

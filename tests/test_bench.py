@@ -1,0 +1,49 @@
+"""The measurements: what they count, and how they are kept; how fast anything is, is no test's business."""
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import bench
+from helpers.runtime import CourseError
+
+
+def test_the_arithmetic_of_the_network_is_that_of_its_convolutions_and_layers():
+    """Twice the multiply-adds forward, and as much again for each of the two gradients (the first layer has one)."""
+    counted, model = [], bench.get("paper").network()
+
+    def count(module, inputs, output):
+        if isinstance(module, nn.Conv2d):
+            counted.append(2 * module.weight.numel() * output[0, 0].numel())
+        elif isinstance(module, nn.Linear):
+            counted.append(2 * module.weight.numel())
+
+    for module in model.modules():
+        module.register_forward_hook(count)
+    model(torch.zeros(1, 3, 32, 32))
+    assert bench.flops_per_image() == 3 * sum(counted) - counted[0]
+
+
+def test_a_table_is_kept_with_where_it_was_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "RECORDED", tmp_path)
+    monkeypatch.setitem(bench.SUBJECTS, "augment", lambda: bench.pd.DataFrame({"images/s": [1.5]}))
+    with pytest.raises(CourseError, match=r"No measurement in .*bench augment --record"):
+        bench.recorded("augment")
+    bench.measure("augment")
+    assert not list(tmp_path.iterdir())
+    bench.measure("augment", record=True)
+    kept = bench.recorded("augment")
+    assert kept["images/s"].tolist() == [1.5] and {"device", "versions", "commit"} <= set(kept)
+    with pytest.raises(CourseError, match="no benchmark 'nope': expected one of augment, train"):
+        bench.measure("nope")
+
+
+def test_both_loops_train_the_same_network_on_the_same_images():
+    """A step of each runs; ours is the engine's own generator of steps, driven as a run drives it."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (64, 3, 32, 32), generator=g, dtype=torch.uint8).numpy()
+    labels = torch.randint(10, (64,), generator=g).numpy()
+    for make, count in (bench.LOOPS["plain loop, DataLoader"], bench.LOOPS["this course"]):
+        parts = make(images, labels, 8, count)
+        parts["step"]()
+        assert set(parts) in ({"step"}, {"step", "alone", "augment"})
