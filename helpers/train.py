@@ -129,7 +129,8 @@ class Trainer:
     def _step(self, side: int) -> None:
         """Gather, augment, mix, forward, loss, backward, clip, SGD, average: the images at `index`, side x side."""
         recipe = self.recipe
-        x, labels = self.augment(self.train.images[self.index], self.draws), self.train.labels[self.index]
+        x = self.augment(self.train.images.index_select(0, self.index), self.draws)  # far quicker than [index]
+        labels = self.train.labels.index_select(0, self.index)
         mixed = mix(x, labels, recipe.mixup_alpha, recipe.cutmix_alpha, self.draws)
         x = mixed.images.contiguous(memory_format=torch.channels_last)
         if side != x.shape[-1]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from helpers.augment import families
+from helpers.augment.families import GREY, HALF, constant
 from helpers.runtime import CourseError
 
 # Every operation that a policy may draw, by family. The code of an operation is its position here.
@@ -49,8 +50,8 @@ def tone_levels(x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def color_levels(x: Tensor, factor: Tensor) -> Tensor:
-    one = torch.ones_like(factor)
-    return families.colour(x, one, one, factor).floor_()
+    grey = (x.flatten(2).mT @ constant(GREY, x.device) - HALF).view(len(x), 1, *x.shape[2:])
+    return torch.lerp(grey, x, families.per_image(factor)).clamp_(0, 255).floor_()
 
 
 def sharpen_levels(x: Tensor, factor: Tensor) -> Tensor:
