@@ -204,7 +204,8 @@ def _engine(images: np.ndarray, labels: np.ndarray, batch_size: int, count: int)
     """Our engine, driven as `train.fit_many` drives it: a step of each of `count` runs; and two parts of a step."""
     part = ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
     recipe = get("paper").but(train_size=len(images)).scaled_to(batch_size)
-    trainers = [Trainer(recipe.but(seed=seed), TrainingData(part, part), pick_device()) for seed in range(count)]
+    few = part.take(torch.arange(64))  # validation is no part of a step
+    trainers = [Trainer(recipe.but(seed=seed), TrainingData(part, few), pick_device()) for seed in range(count)]
     runs = [trainer.go() for trainer in trainers]
     first = trainers[0]
     index, x = torch.arange(batch_size, device=first.device), first.train.images[:batch_size]
