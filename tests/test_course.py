@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from helpers import data, figures, notebooks, plots, runs
+from helpers import data, notebooks, runs
 from helpers.runtime import ROOT, percent
 
 NOTEBOOKS = [entry.path for entry in notebooks.listing()]
@@ -63,16 +63,3 @@ def test_every_recorded_run_is_on_cifar10_and_whole():
         assert best.epoch == row.best_epoch and best.val_accuracy == pytest.approx(row.val_accuracy, abs=1e-6)
         assert row.test_count == 10_000 and row.test_low < row.test_accuracy < row.test_high
         assert re.fullmatch(r"[0-9a-f]{40}", row.commit), "recorded from a clean checkout"
-
-
-def test_the_published_figures_need_no_data(without_cifar10, tmp_path):
-    """The same bytes twice, and the pictures that are committed."""
-    from matplotlib.testing.compare import compare_images
-
-    first, again = (figures.regenerate(tmp_path / name) for name in ("first", "again"))
-    for one, two in zip(first, again, strict=True):
-        assert one.read_bytes() == two.read_bytes()
-        committed = figures.FIGURES / one.name
-        assert compare_images(str(committed), str(one), tol=1.0) is None
-    assert {path.name for path in first} == {path.name for path in figures.FIGURES.glob("*.png")}
-    plots.start(data.CIFAR10)

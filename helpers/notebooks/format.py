@@ -156,6 +156,10 @@ def _cell_problems(cell: NotebookNode, below: NotebookNode | None) -> list[str]:
         (any(output.get("name") == "stderr" for output in outputs), "stores output on stderr"),
         (any("widget" in mime for mime in mimes), "shows a widget"),
         (foreign, f"shows {foreign}; pictures are PNG only"),
+        (
+            "image/png" in mimes and "nbval-check-output" in tags(cell),
+            "compares its output, which is a picture: tag cells of text alone",
+        ),
         (code and "image/png" in mimes and not explained, "shows a picture, but no `*What to see:*` follows it"),
     ]
     return [sentence for found, sentence in rules if found]
