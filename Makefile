@@ -12,7 +12,7 @@ help:       ## this list
 
 # The stamp is newer than pyproject.toml when the environment is complete, so nothing is installed twice.
 .venv/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: set PYTHON=")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "Python 3.11 to 3.14 is needed: set PYTHON=")'
 	$(PYTHON) -m venv .venv
 	@echo "Installing into .venv (about 6 GB with CUDA's libraries; minutes, once) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'

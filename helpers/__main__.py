@@ -41,6 +41,7 @@ def train(recipe: RecipeName, seed: Annotated[int, typer.Option(help="The run's 
     from helpers import train as training
 
     chosen = recipes.get(recipe, **_fields(change)).but(seed=seed)
+    _warn(stand_in)
     path = run_dir or ROOT / "out" / "runs" / chosen.name / str(seed)
     run = training.fit(chosen, training.training_data(chosen, stand_in), path, resume=not fresh)
     if "test" not in run.record:
@@ -115,8 +116,9 @@ def reproduce(profile: Profile = "quick",
     from helpers import notebooks as notebook_room
 
     folder = out_dir(profile)
+    notebook_room.choose(only)  # a slip of the pen is refused before anything is removed
     source = _source(profile)
-    if profile == "quick" and not resume:  # a quick run is cheap, and should come from the code as it is now
+    if profile == "quick" and not (resume or only):  # a quick run is cheap, and should come from the code as it is now
         shutil.rmtree(folder, ignore_errors=True)
     pictures = "photographs" if source == data.CIFAR10 else "drawn"
     store = runs.RECORDED if profile == "recorded" else folder / "runs"
@@ -144,6 +146,14 @@ def report(profile: Profile = "quick") -> None:
     from helpers import notebooks as notebook_room
 
     print(shown(notebook_room.rebuild_report(out_dir(profile))))
+
+
+def _warn(stand_in: bool) -> None:
+    """The banner, where the stand-in set is about to be used."""
+    from helpers import data
+
+    if data.source(stand_in) == data.STAND_IN:
+        print(data.BANNER)
 
 
 def _source(profile: str) -> str:
@@ -175,9 +185,11 @@ def _fields(changes: list[str] | None) -> dict[str, object]:
         name, equals, text = change.partition("=")
         if not equals:
             raise CourseError(f"--set {change!r} has no value: expected field=value, as in --set epochs=3.")
+        if name in ("name", "seed"):
+            raise CourseError(f"--set cannot change the {name}: choose a recipe by its name, and a seed with --seed.")
         try:
             fields[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             fields[name] = text
     return fields
 
@@ -204,8 +216,14 @@ def main() -> None:
     except CourseError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(128 + error.signum if hasattr(error, "signum") else 1)  # the shell's code for a signal that stopped us
+    except KeyboardInterrupt:
+        print("error: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # `... | head` closed our output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a folder that cannot be written, a full disk: the user's to mend, whoever met it
+        print(f"error: {error.strerror or error}: {error.filename or 'output'}", file=sys.stderr)
         sys.exit(1)
 
 

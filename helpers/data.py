@@ -94,7 +94,9 @@ def load_cifar10(split: Split, root: str | Path | None = None) -> tuple[Tensor, 
         try:
             raw = (folder / name).read_bytes()
         except FileNotFoundError:
-            raise CourseError(f"{shown(folder / name)} is missing: {advice}.") from None
+            raise CourseError(
+                f"{shown(folder / name)} is missing: delete the folder {shown(folder)}, then {advice}."
+            ) from None
         except OSError as error:
             raise CourseError(
                 f"{shown(folder / name)} cannot be read ({error.strerror}): mend its permissions, or {advice}."

@@ -96,7 +96,7 @@ class Recipe:
             object.__setattr__(self, name, values)
         for name, choices in (("stage", STAGES), ("precision", PRECISIONS), ("schedule", SCHEDULES),
                               ("nesterov", (True, False)), ("decay_all", (True, False))):  # fmt: skip
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in choices or type(getattr(self, name)) is not type(choices[0]):
                 raise CourseError(
                     f"{name}={getattr(self, name)!r} is unknown: expected one of {', '.join(map(str, choices))}."
                 )

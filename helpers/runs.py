@@ -79,6 +79,8 @@ def read(path: str | Path) -> Run:
         record = json.loads((path / "run.json").read_text())
         if missing := {"recipe", "data", "metrics"} - set(record):
             raise ValueError(f"without {missing}")
+        if not all(isinstance(record[key], dict) for key in ("recipe", "metrics")):
+            raise ValueError("recipe and metrics are not there")
         return Run(path, {key: record[key] for key in record if key != "definitions"})
     except (OSError, ValueError, TypeError) as error:
         raise CourseError(

@@ -38,6 +38,11 @@ def test_help_names_every_public_command():
     (("train", "quick", "--set", "epochs=0"), "epochs=0 is out of range: expected a whole number from 1 to 5000"),
     (("train", "quick", "--set", "colour=red"), "no field 'colour': expected one of .*learning_rate"),
     (("train", "quick", "--set", "epochs"), "has no value"),
+    (("train", "quick", "--set", "name=other"), "cannot change the name"),
+    (("train", "quick", "--set", "seed=5"), "with --seed"),
+    (("train", "quick", "--set", "epochs={[]: 1}"), "epochs='.*' is out of range"),
+    (("train", "quick", "--set", "nesterov=1"), "nesterov=1 is unknown"),
+    (("reproduce", "--only", "99"), "no notebook '99': choose from"),
     (("sweep", "nope"), "no recipe 'nope'"),
     (("evaluate", "/nonexistent/run"), "is not a finished run"),
     (("bench", "nope"), "no benchmark 'nope'"),
@@ -54,12 +59,13 @@ def test_train_then_evaluate_then_again(tmp_path):
     tiny = ["--set", "epochs=2", "--set", "train_size=200", "--set", "val_size=50", "--run-dir", tmp_path / "run"]
     first = command("train", "quick", *tiny, "--stand-in", **NO_DATA)
     assert first.returncode == 0, first.stderr
-    lines = first.stdout.splitlines()
+    banner, *lines = first.stdout.splitlines()
+    assert banner.startswith("STAND-IN DATA")
     assert [line.split("epoch")[0] for line in lines[:2]] == ["quick/0 ", "quick/0 "] and len(lines) == 3
     assert re.match(r"quick/0 on stand-in: validation .* %.*, test .* % \[", lines[2])
     assert first.stderr == "", "off a terminal there is no progress bar"
     again = command("train", "quick", *tiny, "--stand-in", **NO_DATA)
-    assert again.stdout.splitlines() == lines[2:], "a finished run is not trained again"
+    assert again.stdout.splitlines() == [banner, *lines[2:]], "a finished run is not trained again"
     assert command("evaluate", tmp_path / "run", "--stand-in", **NO_DATA).stdout.splitlines() == lines[2:]
     other = command("train", "quick", *tiny, "--set", "momentum=0.5", "--stand-in", **NO_DATA)
     assert "another momentum" in refused(other)

@@ -2,6 +2,16 @@
 
 from helpers.notebooks.format import check, navigate, refresh
 from helpers.notebooks.report import rebuild_report
-from helpers.notebooks.run import NotebookFailed, execute, listing, reproduce
+from helpers.notebooks.run import NotebookFailed, choose, execute, listing, reproduce
 
-__all__ = ["NotebookFailed", "check", "execute", "listing", "navigate", "rebuild_report", "refresh", "reproduce"]
+__all__ = [
+    "NotebookFailed",
+    "check",
+    "choose",
+    "execute",
+    "listing",
+    "navigate",
+    "rebuild_report",
+    "refresh",
+    "reproduce",
+]

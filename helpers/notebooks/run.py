@@ -164,6 +164,14 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any] | None = Non
         raise NotebookFailed(f"{path.name} failed in cell In [{number}]: {failure}; what ran is in {shown(output)}")
 
 
+def choose(only: Iterable[str] | None = None, folder: Path = NOTEBOOKS) -> list[Notebook]:
+    """The notebooks named or numbered ("02") in `only`, in order; all for None. CourseError for another name."""
+    known = {name: entry for entry in listing(folder) for name in (entry.name, entry.name[:2])}
+    if unknown := set(only or ()) - known.keys():
+        raise CourseError(f"There is no notebook {min(unknown)!r}: choose from {', '.join(known)}.")
+    return sorted({known[name] for name in only or known})
+
+
 def reproduce(profile: str, out_dir: Path, only: Iterable[str] | None = None,
               extra_parameters: Mapping[str, Any] | None = None, *, data_source: str | None = None,
               results: Callable[[], dict[str, Any]] | None = None, folder: Path = NOTEBOOKS) -> dict:  # fmt: skip
@@ -177,11 +185,8 @@ def reproduce(profile: str, out_dir: Path, only: Iterable[str] | None = None,
 
     if profile not in PROFILES:
         raise CourseError(f"There is no profile {profile!r}: choose one of {', '.join(PROFILES)}.")
-    known = {name: entry for entry in listing(folder) for name in (entry.name, entry.name[:2])}
-    if unknown := set(only or ()) - known.keys():
-        raise CourseError(f"There is no notebook {min(unknown)!r}: choose from {', '.join(known)}.")
     plan = {}
-    for entry in sorted({known[name] for name in only or known}):
+    for entry in choose(only, folder):
         declared = declared_parameters(entry.path)
         extra = {name: value for name, value in (extra_parameters or {}).items() if name in declared}
         plan[entry] = _accepted(entry.path, {"profile": profile} | extra)
