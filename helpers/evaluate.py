@@ -65,7 +65,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> Accuracy:
     """Top-1 accuracy with its interval (Wilson 1927, through statsmodels)."""
     correct, count = int((logits.argmax(1).cpu() == labels.cpu()).sum()), len(labels)
     low, high = proportion_confint(correct, count, method="wilson")
-    return Accuracy(correct / count, float(low), float(high), count)
+    value = correct / count  # rounding may leave the ends of an interval at 0 or 1 on the wrong side of it
+    return Accuracy(value, min(float(low), value), max(float(high), value), count)
 
 
 def confusion(logits: Tensor, labels: Tensor, classes: int = 10) -> list[list[int]]:

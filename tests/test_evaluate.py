@@ -234,3 +234,11 @@ def test_an_unfinished_run_is_not_tested(run, without_cifar10):
 def test_without_cifar10_no_run_on_it_is_tested(run, without_cifar10):
     with pytest.raises(CourseError, match="CIFAR-10 is not in"):
         evaluate.test_run(run.path)
+
+
+@pytest.mark.parametrize("right", [0, 1, 1_999, 2_000])
+def test_an_interval_holds_its_own_value(right):
+    """At 100 % of 2,000 images the library's upper end comes out a rounding below 1."""
+    logits = torch.eye(2)[torch.arange(2_000).ge(right).long()]
+    found = evaluate.accuracy(logits, torch.zeros(2_000, dtype=torch.int64))
+    assert found.low <= found.value <= found.high and found.value == right / 2_000
