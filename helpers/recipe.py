@@ -194,7 +194,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         _PAPER,
-        # The paper's network and optimiser with a 25th of its epochs: about an hour on two cores, without a GPU.
+        # The paper's network and optimiser, a 25th of its epochs, for a machine without a GPU; not yet run to its end.
         Recipe("laptop", epochs=12, warmup_epochs=1, stage="crop_flip"),
         # A narrow net on a part of the data: CI and a first try, under a minute on two cores.
         _QUICK,

@@ -360,7 +360,7 @@ def test_check_finds_each_fault(copy, fault):
 def test_check_accepts_what_looks_like_a_fault(copy):
     path = copy / "01_first.ipynb"
     notebook = nbformat.read(path, 4)
-    notebook.cells[6].source = "See https://example.org/home/page and ../work/tmp/x; a mastodon; `from os import path`."
+    notebook.cells[6].source = "See https://example.org/home/page and ../home/tmp/x; a mastodon; `from os import path`."
     notebook.cells[3].outputs.append(picture())
     notebook.cells.insert(4, new_markdown_cell("*What to see:* the curve flattens."))
     nbformat.write(notebook, path)
