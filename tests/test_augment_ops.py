@@ -271,6 +271,14 @@ def test_where_it_pays_changes_the_named_images_only():
     assert torch.equal(families.where_it_pays(needed & False, lambda x: 1 / 0, x.clone()), x)
 
 
+def test_each_image_has_its_own_operation():
+    x, which = torch.arange(7.0).view(7, 1), torch.tensor([1, -3, 0, 2, 1, 9, -1])
+    scale, add, never = lambda x, m: x * m.view(-1, 1), lambda x, m: x + 10 * m.view(-1, 1), lambda x, m: x[:0] / 0
+    result = families.each_its_own(which, (add, scale, add, never), x.clone(), torch.arange(7.0))
+    assert result.flatten().tolist() == [0, 1, 2 + 20, 3 + 30, 16, 5, 6]
+    assert torch.equal(families.each_its_own(which - 20, (lambda x: 1 / 0,), x.clone()), x)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (5, 9)])
 def test_outside_is_zero_in_the_box_alone(size):
     box = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 4.0], [0.0, 0.0, *size]])

@@ -50,7 +50,7 @@ def recorded(policy: str, n: int, monkeypatch) -> list[tuple]:
 
 
 def ours(policy: str, n: int, seed: int = 0) -> list[tuple]:
-    op, magnitude = policies.draw(policy, torch.rand(5, n, generator=generator(seed)), SIZE)
+    op, magnitude, _ = policies.draw(policy, torch.rand(5, n, generator=generator(seed)), SIZE)
     drawn = []
     for codes, values in zip(op.tolist(), magnitude.tolist(), strict=True):
         pairs = [(ops.NAMES[c], m) for c, m in zip(codes, values, strict=True) if c]
@@ -175,7 +175,7 @@ def test_autoaugment_never_warps_late():
 @pytest.mark.parametrize("policy", policies.POLICIES)
 def test_an_image_does_not_depend_on_its_companions(policy):
     images = images_of(21, 70, SIZE)
-    op, magnitude = policies.draw(policy, torch.rand(5, 70, generator=generator(22)), SIZE)
+    op, magnitude, _ = policies.draw(policy, torch.rand(5, 70, generator=generator(22)), SIZE)
     together = policies.apply(policy, images.float(), op, magnitude)
     for i in range(0, 70, 7):
         alone = policies.apply(policy, images[i : i + 1].float(), op[i : i + 1], magnitude[i : i + 1])

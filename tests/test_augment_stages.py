@@ -234,15 +234,21 @@ def test_never_waits_for_the_device(policy, monkeypatch):
 
 @pytest.mark.parametrize("policy", ["autoaugment", "randaugment", "trivialaugment"])
 def test_computing_all_and_choosing_gives_the_same(policy, monkeypatch):
-    """What every device but the CPU does in `where_it_pays`, done on the CPU."""
+    """What every device but the CPU does in `where_it_pays` and `each_its_own`, done on the CPU."""
     images, augment = images_of(26, 60, (32, 32)), Augment(LAST, policy=policy)
     expected = augment(images, generator(27))
 
     def all_and_choose(needed, operation, x, *numbers):
         return torch.where(needed.view(-1, *[1] * (x.dim() - 1)), operation(x.clone(), *numbers), x)
 
-    for module in ("families", "policies"):
-        monkeypatch.setattr(f"helpers.augment.{module}.where_it_pays", all_and_choose)
+    def one_after_the_other(which, operations, x, *numbers):
+        for position, operation in enumerate(operations):
+            x = all_and_choose(which == position, operation, x, *numbers)
+        return x
+
+    monkeypatch.setattr("helpers.augment.families.each_its_own", one_after_the_other)
+    monkeypatch.setattr("helpers.augment.policies.each_its_own", one_after_the_other)
+    monkeypatch.setattr("helpers.augment.policies.where_it_pays", all_and_choose)
     monkeypatch.setattr("helpers.augment.where_it_pays", all_and_choose)
     assert torch.allclose(augment(images, generator(27)), expected, rtol=0, atol=1e-6)
 

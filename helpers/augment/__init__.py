@@ -114,13 +114,13 @@ class Augment:
         s = self.settings
         u = torch.rand(19 + 2 * s.erase_tries, batch, generator=generator, device=device)
         full = self._does("rotation_autoaugment")
-        op, magnitude = policies.draw(self.policy, u[0:5], size)
-        turn = (u[5] * 2 - 1) * (s.rotation if full else 0)
-        matrix = families.affine(ops.warp_numbers(torch.full_like(op[:, 0], ops.ROTATE), turn), size)
-        matrix[:, 0] *= 1 - 2 * u[6:7].T.lt(s.flip).double()
-        matrix[:, :, 2] += (u[7:9].T * (2 * s.padding + 1)).floor() - s.padding
+        op, magnitude, geometry = policies.draw(self.policy, u[0:5], size)
+        angle = ((u[5] * 2 - 1) * (s.rotation if full else 0)).double().deg2rad()
+        cos, sin, mirror = angle.cos(), angle.sin(), 1 - 2 * (u[6] < s.flip).double()
+        right, down = ((u[7:9] * (2 * s.padding + 1)).floor() - s.padding).double()
+        matrix = torch.stack((mirror * cos, -mirror * sin, right, sin, cos, down), dim=1).unflatten(1, (2, 3))
         if full:
-            matrix = families.compose(matrix, policies.geometry(op, magnitude, size))
+            matrix = families.compose(matrix, geometry)
         reach = constant((s.brightness, s.contrast, s.saturation, s.hue), device)
         jitter = (u[9:13].T * 2 - 1) * reach + constant((1.0, 1.0, 1.0, 0.0), device)
         sigma = u[13] * (s.blur[1] - s.blur[0]) + s.blur[0]
@@ -149,16 +149,16 @@ class Augment:
 
     def _draw_box(self, u: Tensor, size: tuple[int, int]) -> Tensor:
         """Boxes [B, 4] to erase, the first of several tries that fits, as torchvision's RandomErasing draws them."""
-        s, (height, width) = self.settings, size
+        s, limit = self.settings, constant(size, u.device, torch.float32).unsqueeze(1)
         (small, large), (low, high) = s.erase_area, (math.log(ratio) for ratio in s.erase_ratio)
-        area = (u[3 : 3 + s.erase_tries] * (large - small) + small) * (height * width)
+        area = (u[3 : 3 + s.erase_tries] * (large - small) + small) * (size[0] * size[1])
         ratio = (u[3 + s.erase_tries :] * (high - low) + low).exp()
-        tall, wide = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
-        fits = (tall < height) & (wide < width)
-        first = fits & (fits.cumsum(0) == 1)
-        tall, wide = (tall * first).sum(0) * (u[0] < s.erase_p), (wide * first).sum(0)
-        top, left = (u[1] * (height - tall + 1)).floor(), (u[2] * (width - wide + 1)).floor()
-        return torch.stack((top, left, tall, wide), dim=1)
+        sides = torch.stack((area * ratio, area / ratio), dim=1).sqrt_().round_()  # [tries, 2, B]: height and width
+        fits = (sides < limit).all(1)
+        first = fits & (fits.cumsum(0) == 1) & (u[0] < s.erase_p)
+        sides = (sides * first.unsqueeze(1)).sum(0)
+        start = (u[1:3] * (limit - sides + 1)).floor_()
+        return torch.cat((start, sides)).T
 
 
 def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

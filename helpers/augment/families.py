@@ -9,7 +9,7 @@ can be captured in a graph after one warm-up call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import torch
@@ -31,6 +31,12 @@ def per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
+@cache
+def centred(count: int, device: torch.device) -> Tensor:
+    """The places of `count` pixels in a row, from their middle: float32 [count]."""
+    return torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2
+
+
 def where_it_pays(needed: Tensor, operation: Callable[..., Tensor], x: Tensor, *numbers: Tensor) -> Tensor:
     """`operation(x, *numbers)` for the images that `needed` (bool [B]) names, the others unchanged.
 
@@ -45,6 +51,26 @@ def where_it_pays(needed: Tensor, operation: Callable[..., Tensor], x: Tensor, *
         return x
     chosen = operation(x.index_select(0, rows), *(n.index_select(0, rows) for n in numbers))
     return x.index_copy_(0, rows, chosen)
+
+
+def each_its_own(which: Tensor, operations: Iterable[Callable[..., Tensor]], x: Tensor, *numbers: Tensor) -> Tensor:
+    """`where_it_pays` for several operations, of which an image has at most one: `which` int64 [B] is its position.
+
+    An image with any other number is unchanged. On the CPU the images are sorted by operation, once for all of them.
+    """
+    operations = tuple(operations)
+    if x.device.type != "cpu":
+        for position, operation in enumerate(operations):
+            x = where_it_pays(which == position, operation, x, *numbers)
+        return x
+    which = which.clamp(-1, len(operations))
+    before, *counts, _ = torch.bincount(which + 1, minlength=len(operations) + 2).tolist()
+    if sum(counts) == 0:
+        return x
+    rows = which.argsort()[before : before + sum(counts)]
+    parts = zip(*(n.index_select(0, rows).split(counts) for n in (x, *numbers)), strict=True)
+    changed = [operation(*part) for operation, part in zip(operations, parts, strict=True) if len(part[0])]
+    return x.index_copy_(0, rows, torch.cat(changed))
 
 
 # Warp ----------------------------------------------------------------------------------------------------------------
@@ -81,8 +107,7 @@ def warp(x: Tensor, matrix: Tensor) -> Tensor:
     """
     batch, channels, height, width = x.shape
     half = constant((width / 2, height / 2), x.device)
-    across = torch.arange(width, dtype=torch.float32, device=x.device) - (width - 1) / 2
-    down = torch.arange(height, dtype=torch.float32, device=x.device).unsqueeze(1) - (height - 1) / 2
+    across, down = centred(width, x.device), centred(height, x.device).unsqueeze(1)
     a, b, c = (matrix.float() / half[:, None])[..., None, None].unbind(2)  # each [B, 2, 1, 1]
     grid = (a * across + b * down).add_(c)  # [B, 2, H, W] in [-1, 1]
     column, row = grid.add_(1).mul_(half[:, None, None]).sub_(0.5).round_().unbind(1)
@@ -166,8 +191,7 @@ def look_up(x: Tensor, tones: Tensor, magnitudes: Tensor) -> Tensor:
     occurs = histogram(level, torch.ones((), device=x.device).expand(level.shape))
     table = torch.arange(256, dtype=torch.float32, device=x.device).repeat(*level.shape[:2], 1)
     for tone, magnitude in zip(tones.unbind(1), magnitudes.unbind(1), strict=True):
-        for position, operation in enumerate(TONES.values()):
-            table = where_it_pays(tone == position, operation, table, occurs, magnitude.view(-1, 1, 1))
+        table = each_its_own(tone, TONES.values(), table, occurs, magnitude.view(-1, 1, 1))
     return table.gather(2, level).view(x.shape)
 
 
@@ -244,8 +268,7 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 def outside(box: Tensor, size: tuple[int, int]) -> Tensor:
     """1 outside and 0 inside each image's box [B, 4] (top, left, height, width): float32 [B, 1, H, W]."""
-    top, left, tall, wide = box.view(-1, 4, 1).unbind(1)
-    y, x = (torch.arange(n, dtype=torch.float32, device=box.device) for n in size)
-    rows = ((y >= top) & (y < top + tall)).float()
-    columns = ((x >= left) & (x < left + wide)).float()
-    return 1 - rows[:, None, :, None] * columns[:, None, None, :]
+    place = torch.arange(max(size), device=box.device)
+    start, length = box.unsqueeze(2).split(2, dim=1)
+    inside = ((place >= start) & (place < start + length)).float()
+    return 1 - inside[:, :1, : size[0], None] * inside[:, 1:, None, : size[1]]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from helpers.augment import ops
-from helpers.augment.families import affine, compose, where_it_pays
+from helpers.augment.families import affine, compose, constant, each_its_own, where_it_pays
 
 # (operation, probability, strength in 0..9), twice for each sub-policy. A strength of - means that there is none.
 _CIFAR10 = """
@@ -99,20 +99,35 @@ def sub_policies(policy: str, size: tuple[int, int]) -> tuple[tuple[tuple[str, f
 
 
 @cache
-def _rows(policy: str, size: tuple[int, int], device: torch.device) -> Tensor:
-    rows = [[(ops.NAMES.index(name), *rest) for name, *rest in pair] for pair in sub_policies(policy, size)]
-    return torch.tensor(rows, dtype=torch.float32, device=device)
+def _outcomes(policy: str, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """All that can be drawn, so that drawing is one reading of a table: N sub-policies and their 16 outcomes each.
+
+    Returns thresholds [N, 4], under which a uniform number applies the first and the second slot and makes the
+    first and the second magnitude base - delta; and outcomes float64 [N * 16, 10], the four yes or no as binary
+    digits: the operations, their magnitudes, and the matrix of `geometry`.
+    """
+    slots = [[(ops.NAMES.index(name), *rest) for name, *rest in pair] for pair in sub_policies(policy, size)]
+    code, probability, base, delta = torch.tensor(slots, dtype=torch.float32).unsqueeze(1).unbind(-1)  # [N, 1, 2] each
+    yes = torch.tensor(list(product((0.0, 1.0), repeat=4)))  # [16, 4]
+    op, magnitude = (code * yes[:, :2]).long(), base + delta * (1 - 2 * yes[:, 2:])  # position 0 is the identity
+    matrix = geometry(op.flatten(0, 1), magnitude.flatten(0, 1), size)
+    outcomes = torch.cat((op.flatten(0, 1), magnitude.flatten(0, 1), matrix.flatten(1)), dim=1)
+    thresholds = torch.cat((probability.squeeze(1), torch.full_like(probability.squeeze(1), 0.5)), dim=1)
+    return thresholds.to(device), outcomes.to(device)
 
 
-def draw(policy: str, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def draw(policy: str, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Sub-policies for B images of `size` from uniform numbers [5, B] in [0, 1).
 
-    Returns the operations int64 [B, 2], positions in `ops.NAMES`, and their magnitudes float32 [B, 2].
+    Returns the operations int64 [B, 2], positions in `ops.NAMES`; their magnitudes float32 [B, 2]; and the warps that
+    can be done before everything else (all of AutoAugment's) as matrices float64 [B, 2, 3].
     """
-    rows = _rows(policy, size, uniform.device)
-    op, probability, base, delta = rows[(uniform[0] * len(rows)).long()].unbind(2)
-    op = op * uniform[1:3].T.lt(probability)  # position 0 is the identity
-    return op.long(), base + delta * (1 - 2 * uniform[3:5].T.lt(0.5).float())
+    thresholds, outcomes = _outcomes(policy, size, uniform.device)
+    sub_policy = (uniform[0] * len(thresholds)).long()
+    yes = uniform[1:].T < thresholds.index_select(0, sub_policy)
+    digits = (yes * constant((8, 4, 2, 1), uniform.device, torch.int64)).sum(1)
+    op, magnitude, matrix = outcomes.index_select(0, sub_policy * 16 + digits).split((2, 2, 6), dim=1)
+    return op.long(), magnitude.float(), matrix.unflatten(1, (2, 3))
 
 
 def _pixels_read(op: Tensor) -> Tensor:
@@ -121,23 +136,23 @@ def _pixels_read(op: Tensor) -> Tensor:
 
 
 def geometry(op: Tensor, magnitude: Tensor, size: tuple[int, int]) -> Tensor:
-    """The matrices [B, 2, 3] of the warps that can be done before everything else (all of AutoAugment's)."""
+    """The matrices [B, 2, 3] of the warps in both slots, the second only if nothing of the first must come before."""
     early = torch.stack((op[:, 0], op[:, 1] * ~_pixels_read(op[:, 0])), dim=1)
     return compose(*affine(ops.warp_numbers(early, magnitude), size).unbind(1))
 
 
+_LEVELS = (ops.color_levels, ops.sharpen_levels)  # in the order of their codes, COLOR first
+
+
 def apply(policy: str, x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
-    """All of a policy but `geometry`: whole levels float32 [B, 3, H, W] -> whole levels, possibly in place.
+    """All of a policy but its early warps: whole levels float32 [B, 3, H, W] -> whole levels, possibly in place.
 
     A tone operation of the first slot waits for one of the second, so that two tones are one lookup. Nothing can come
     between them: an image has one operation in a slot.
     """
     (first, second), (strength, other) = op.unbind(1), magnitude.unbind(1)
-    x = where_it_pays(first == ops.COLOR, ops.color_levels, x, strength)
-    x = where_it_pays(first == ops.SHARPNESS, ops.sharpen_levels, x, strength)
-    toned = ops.within(op, ops.TONES).any(1)
-    x = where_it_pays(toned, ops.tone_levels, x, op, magnitude)
+    x = each_its_own(first - ops.COLOR, _LEVELS, x, strength)
+    x = where_it_pays(ops.within(op, ops.TONES).any(1), ops.tone_levels, x, op, magnitude)
     if policy == "randaugment":  # the one policy that warps after a tone or a sharpening
         x = where_it_pays(ops.within(second, ops.WARPS) & _pixels_read(first), ops.warp_levels, x, second, other)
-    x = where_it_pays(second == ops.COLOR, ops.color_levels, x, other)
-    return where_it_pays(second == ops.SHARPNESS, ops.sharpen_levels, x, other)
+    return each_its_own(second - ops.COLOR, _LEVELS, x, other)
