@@ -93,6 +93,22 @@ class Augment:
         self.stage, self.policy, self.settings = stage, policy, settings
         self.scale = tuple(1 / (255 * s) for s in std)
         self.shift = tuple(-m / s for m, s in zip(mean, std, strict=True))
+        s, unit = settings, (0.0, 1.0)
+        ranges = (
+            *[unit] * 5,  # the policy's
+            (-s.rotation, s.rotation) if self._does("rotation_autoaugment") else (0.0, 0.0),
+            unit,  # flip or not
+            *[(0.0, 2.0 * s.padding + 1)] * 2,  # crop
+            *((1 - reach, 1 + reach) for reach in (s.brightness, s.contrast, s.saturation)),
+            (-s.hue, s.hue),
+            s.blur,
+            *[unit] * 3,  # sharpen, blur, erase or not
+            *[unit] * 2,  # where to erase, from the top and from the left
+            *[s.erase_area] * s.erase_tries,
+            *[(math.log(s.erase_ratio[0]), math.log(s.erase_ratio[1]))] * s.erase_tries,
+        )
+        self.low, self.span = zip(*((low, high - low) for low, high in ranges), strict=True)  # by row of `draw`
+        self.chances = (s.sharpness_p, s.blur_p, s.erase_p)
 
     def __repr__(self) -> str:
         return f"Augment({self.stage!r})"
@@ -107,42 +123,44 @@ class Augment:
         if generator is not None and generator.device.type != images.device.type:
             raise CourseError(f"The generator must be on {images.device} like the images, not on {generator.device}.")
         size = (images.shape[2], images.shape[3])
-        return self.apply(images, self.draw(len(images), size, generator, images.device))
+        with torch.inference_mode():  # spares hundreds of small calls autograd's part in each: a seventh
+            drawn = self.draw(len(images), size, generator, images.device)
+        return self.apply(images, drawn)
 
     def draw(self, batch: int, size: tuple[int, int], generator: torch.Generator | None, device: torch.device) -> Drawn:
         """Draw for `batch` images of `size` (height, width): uniform numbers in one call, then transformed."""
-        s = self.settings
-        u = torch.rand(19 + 2 * s.erase_tries, batch, generator=generator, device=device)
-        full = self._does("rotation_autoaugment")
+        low, span, chances = (constant(v, device).unsqueeze(1) for v in (self.low, self.span, self.chances))
+        u = torch.rand(len(low), batch, generator=generator, device=device).mul_(span).add_(low)
         op, magnitude, geometry = policies.draw(self.policy, u[0:5], size)
-        angle = ((u[5] * 2 - 1) * (s.rotation if full else 0)).double().deg2rad()
-        cos, sin, mirror = angle.cos(), angle.sin(), 1 - 2 * (u[6] < s.flip).double()
-        right, down = ((u[7:9] * (2 * s.padding + 1)).floor() - s.padding).double()
+        angle = u[5].double().deg2rad()
+        cos, sin, mirror = angle.cos(), angle.sin(), 1 - 2 * (u[6] < self.settings.flip).double()
+        right, down = (u[7:9].floor() - self.settings.padding).double()
         matrix = torch.stack((mirror * cos, -mirror * sin, right, sin, cos, down), dim=1).unflatten(1, (2, 3))
-        if full:
+        if self._does("rotation_autoaugment"):
             matrix = families.compose(matrix, geometry)
-        reach = constant((s.brightness, s.contrast, s.saturation, s.hue), device)
-        jitter = (u[9:13].T * 2 - 1) * reach + constant((1.0, 1.0, 1.0, 0.0), device)
-        sigma = u[13] * (s.blur[1] - s.blur[0]) + s.blur[0]
-        box = self._draw_box(u[16:], size)
-        return Drawn(matrix, op, magnitude, jitter, u[14] < s.sharpness_p, u[15] < s.blur_p, sigma, box)
+        sharpened, blurred, erased = u[14:17] < chances
+        box = self._draw_box(u[17:], size) * erased.unsqueeze(1)
+        return Drawn(matrix, op, magnitude, u[9:13].T, sharpened, blurred, u[13], box)
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
         """The deterministic half: images uint8 [B, 3, H, W] and what was drawn for them -> float32 [B, 3, H, W]."""
-        x = (families.warp(images, drawn.matrix) if self._does("crop_flip") else images).float()
-        if self._does("rotation_autoaugment"):
-            x = policies.apply(self.policy, x, drawn.op, drawn.magnitude)
-        if self._does("colour"):
-            brightness, contrast, saturation, hue = drawn.jitter.unbind(1)
-            x = families.turn_hue(families.colour(x, brightness, contrast, saturation).round_(), hue)
-        if self._does("sharpness_blur"):
-            factor = torch.full_like(drawn.sigma, self.settings.sharpness)
-            x = where_it_pays(drawn.sharpened, families.sharpen, x, factor)
-            x = where_it_pays(drawn.blurred, families.blur, x, drawn.sigma)
-        x = x.mul_(constant(self.scale, x.device).view(3, 1, 1)).add_(constant(self.shift, x.device).view(3, 1, 1))
-        if self._does("erasing"):
-            x = x.mul_(families.outside(drawn.box, x.shape[2:]))
-        return x
+        result = torch.empty(images.shape, device=images.device)  # made here: autograd takes nothing made below
+        with torch.inference_mode():
+            x = (families.warp(images, drawn.matrix) if self._does("crop_flip") else images).float()
+            if self._does("rotation_autoaugment"):
+                x = policies.apply(self.policy, x, drawn.op, drawn.magnitude)
+            if self._does("colour"):
+                brightness, contrast, saturation, hue = drawn.jitter.unbind(1)
+                x = families.turn_hue(families.colour(x, brightness, contrast, saturation).round_(), hue)
+            if self._does("sharpness_blur"):
+                factor = torch.full_like(drawn.sigma, self.settings.sharpness)
+                x = where_it_pays(drawn.sharpened, families.sharpen, x, factor)
+                x = where_it_pays(drawn.blurred, families.blur, x, drawn.sigma)
+            scale, shift = (constant(values, x.device).view(3, 1, 1) for values in (self.scale, self.shift))
+            torch.add(x.mul_(scale), shift, out=result)
+            if self._does("erasing"):
+                result.mul_(families.outside(drawn.box, images.shape[2:]))
+        return result
 
     def _does(self, stage: str) -> bool:
         return STAGES.index(self.stage) >= STAGES.index(stage)
@@ -150,14 +168,12 @@ class Augment:
     def _draw_box(self, u: Tensor, size: tuple[int, int]) -> Tensor:
         """Boxes [B, 4] to erase, the first of several tries that fits, as torchvision's RandomErasing draws them."""
         s, limit = self.settings, constant(size, u.device, torch.float32).unsqueeze(1)
-        (small, large), (low, high) = s.erase_area, (math.log(ratio) for ratio in s.erase_ratio)
-        area = (u[3 : 3 + s.erase_tries] * (large - small) + small) * (size[0] * size[1])
-        ratio = (u[3 + s.erase_tries :] * (high - low) + low).exp()
+        area, ratio = u[2 : 2 + s.erase_tries] * (size[0] * size[1]), u[2 + s.erase_tries :].exp()
         sides = torch.stack((area * ratio, area / ratio), dim=1).sqrt_().round_()  # [tries, 2, B]: height and width
         fits = (sides < limit).all(1)
-        first = fits & (fits.cumsum(0) == 1) & (u[0] < s.erase_p)
+        first = fits & (fits.cumsum(0) == 1)
         sides = (sides * first.unsqueeze(1)).sum(0)
-        start = (u[1:3] * (limit - sides + 1)).floor_()
+        start = (u[0:2] * (limit - sides + 1)).floor_()
         return torch.cat((start, sides)).T
 
 

@@ -155,8 +155,7 @@ def _equalize(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
     level = table.long()
     after = histogram(level, occurs)
     below = after.cumsum(2).sub_(after)
-    brightest = (table - (occurs == 0) * 512.0).amax(2, keepdim=True).long()
-    step = after.sum(2, keepdim=True).sub_(after.gather(2, brightest)).div_(255).floor_()
+    step = (below * (after > 0)).amax(2, keepdim=True).div_(255).floor_()  # all pixels but those of the brightest level
     spread = below.add_((step / 2).floor_()).div_(step.clamp(min=1)).floor_().clamp_(max=255)
     return torch.where(step > 0, spread.gather(2, level), table)  # too few levels to spread: left alone
 
@@ -215,7 +214,9 @@ def colour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) 
 
 
 def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Hue shifted by `turn` [B] (in turns, -0.5 to 0.5), saturation and value of HSV kept. Whole levels -> levels.
+    """Hue shifted by `turn` [B] (in turns, -0.5 to 0.5), saturation and value of HSV kept.
+
+    Whole levels -> levels; `x` is written over.
 
     With whole levels, min(most - r, 1) is 0 where red is the largest channel and 1 elsewhere: interpolating with it
     selects without a comparison, which is several times dearer on the CPU than arithmetic.
@@ -232,8 +233,9 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     # A channel is full within 1/6 turn of its own hue, gone beyond 1/3, and linear in between.
     home = constant((0.0, -1 / 3, 1 / 3), x.device)
     away = hue.unsqueeze(1) + (turn.unsqueeze(1) + home).view(-1, 3, 1, 1)
-    away.sub_(away.round()).abs_().sub_(1 / 3).clamp_(-1 / 6, 0)
-    return away.mul_(chroma.neg_().unsqueeze(1)).add_(least.unsqueeze(1))
+    away.sub_(torch.round(away, out=x)).abs_().clamp_(1 / 6, 1 / 3)
+    full = least.add_(chroma, alpha=1 / 3)  # chroma is six times itself by now
+    return torch.addcmul(full.unsqueeze(1), away, chroma.unsqueeze(1), value=-1, out=x)
 
 
 # Filter --------------------------------------------------------------------------------------------------------------
@@ -241,11 +243,11 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
 
 def smooth(x: Tensor, side: Tensor) -> Tensor:
     """The kernel (side, 1 - 2 side, side) [B] along both axes, without padding: [B, 3, H, W] -> [B, 3, H-2, W-2]."""
-    side = per_image(side)
+    side, centre = per_image(side), per_image(1 - 2 * side)
     for axis in (2, 3):
         inner = x.shape[axis] - 2
         middle = x.narrow(axis, 1, inner)
-        x = (x.narrow(axis, 0, inner) + x.narrow(axis, 2, inner)).sub_(middle, alpha=2).mul_(side).add_(middle)
+        x = (x.narrow(axis, 0, inner) + x.narrow(axis, 2, inner)).mul_(side).addcmul_(middle, centre)
     return x
 
 

@@ -50,7 +50,7 @@ def tone_levels(x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def color_levels(x: Tensor, factor: Tensor) -> Tensor:
-    grey = (x.flatten(2).mT @ constant(GREY, x.device) - HALF).view(len(x), 1, *x.shape[2:])
+    grey = (constant(GREY, x.device) @ x.flatten(2) - HALF).view(len(x), 1, *x.shape[2:])
     return torch.lerp(grey, x, families.per_image(factor)).clamp_(0, 255).floor_()
 
 

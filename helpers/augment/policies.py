@@ -124,7 +124,7 @@ def draw(policy: str, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, T
     """
     thresholds, outcomes = _outcomes(policy, size, uniform.device)
     sub_policy = (uniform[0] * len(thresholds)).long()
-    yes = uniform[1:].T < thresholds.index_select(0, sub_policy)
+    yes = thresholds.index_select(0, sub_policy) > uniform[1:].T
     digits = (yes * constant((8, 4, 2, 1), uniform.device, torch.int64)).sum(1)
     op, magnitude, matrix = outcomes.index_select(0, sub_policy * 16 + digits).split((2, 2, 6), dim=1)
     return op.long(), magnitude.float(), matrix.unflatten(1, (2, 3))
