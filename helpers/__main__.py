@@ -50,13 +50,28 @@ def train(recipe: RecipeName, seed: Annotated[int, typer.Option(help="The run's 
 
 
 @app.command()
-def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="A finished run's folder.")], stand_in: StandIn = False
-) -> None:
-    """Test a finished run (its epoch is chosen already) and write the result into its record."""
-    from helpers import evaluate as evaluation
+def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, or a .safetensors file.")] = None,
+             weights: Annotated[Path | None, typer.Option(help="The same, as an option.")] = None,
+             data: Annotated[Path | None, typer.Option(help="A shifted set or a CIFAR-10-C folder; default: the clean "
+                                                            "test set, its result kept in the run's record.")] = None,
+             corruptions: Annotated[int, typer.Option(help="Also distort the first N test images in every way.",
+                                                      min=0)] = 0,
+             out: Annotated[Path | None, typer.Option(help="Default: out/evaluate/<run>/<set>.")] = None,
+             stand_in: StandIn = False) -> None:  # fmt: skip
+    """Measure weights on a set of images; where it has no labels, write a submission and estimate the accuracy."""
+    from helpers import assess, runs
 
-    _tell(evaluation.test_run(run_dir, stand_in))
+    if (run is None) == (weights is None):
+        raise CourseError("Give one run to evaluate: its folder, or --weights and a folder or .safetensors file.")
+    if data and corruptions:
+        raise CourseError("--corruptions distorts the clean test images: give it or --data, not both.")
+    chosen = runs.read(run or weights)
+    name = data.stem if data else "test"
+    folder = out or ROOT / "out" / "evaluate" / chosen.label.replace("/", "-") / name
+    if data:
+        assess.shifted(chosen, data, folder, stand_in)
+    else:
+        _tell(assess.clean(chosen, corruptions, folder, stand_in))
 
 
 @app.command()

@@ -1,8 +1,10 @@
-"""Predictions, accuracy with intervals, confusion, calibration. The one room that opens the test labels."""
+"""Predictions, accuracy with intervals, confusion, calibration; clean, mirrored, corrupted. Opens the test labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +19,11 @@ from torch import Tensor, nn
 
 from helpers import distort, runs
 from helpers.augment import Augment
-from helpers.data import ImageSet, load_set
+from helpers.data import CLASSES, ImageSet, load_set, load_shifted
 from helpers.recipe import Recipe
-from helpers.runtime import CourseError, pick_device, replacing, shown
+from helpers.runtime import CourseError, percent, pick_device, replacing, shown
+
+SCORED = distort.KINDS[:15]  # the kinds that the mean corruption accuracy is a mean of
 
 
 class Accuracy(NamedTuple):
@@ -61,12 +65,25 @@ def predict(
     return torch.cat(logits)
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> Accuracy:
-    """Top-1 accuracy with its interval (Wilson 1927, through statsmodels)."""
-    correct, count = int((logits.argmax(1).cpu() == labels.cpu()).sum()), len(labels)
+def predict_mirrored(model: nn.Module, images: Tensor, precision: str = "bfloat16") -> Tensor:
+    """Test-time augmentation by flipping: log of the mean softmax of each image and its mirror image, [N, classes].
+
+    Log-probabilities serve as logits: their softmax is that mean.
+    """
+    sides = [predict(model, side, Augment("none"), precision).log_softmax(1) for side in (images, images.flip(3))]
+    return torch.logaddexp(*sides) - math.log(2)
+
+
+def share(correct: int, count: int) -> Accuracy:
+    """correct / count with its interval (Wilson 1927, through statsmodels)."""
     low, high = proportion_confint(correct, count, method="wilson")
     value = correct / count  # rounding may leave the ends of an interval at 0 or 1 on the wrong side of it
     return Accuracy(value, min(float(low), value), max(float(high), value), count)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Accuracy:
+    """Top-1 accuracy with its interval."""
+    return share(int((logits.argmax(1).cpu() == labels.cpu()).sum()), len(labels))
 
 
 def confusion(logits: Tensor, labels: Tensor, classes: int = 10) -> list[list[int]]:
@@ -82,9 +99,35 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, which.cpu(), gap.cpu()).abs().sum() / len(labels))
 
 
+def metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """accuracy, low, high (Wilson, 95 %), count, top_2, loss (negative log-likelihood, nats), calibration_error."""
+    logits, labels = logits.cpu(), labels.cpu()
+    value, low, high, count = accuracy(logits, labels)
+    return {
+        "accuracy": value,
+        "low": low,
+        "high": high,
+        "count": count,
+        "top_2": float((logits.topk(2).indices == labels[:, None]).any(1).double().mean()),
+        "loss": float(F.cross_entropy(logits, labels)),
+        "calibration_error": calibration_error(logits, labels),
+    }
+
+
+def per_class(counts: list[list[int]], classes: Sequence[str]) -> pd.DataFrame:
+    """Recall of each class from a confusion matrix: columns class, accuracy, low, high (Wilson, 95 %), count.
+
+    A class without images has no row.
+    """
+    rows = [
+        (name, *share(row[i], sum(row))) for i, (name, row) in enumerate(zip(classes, counts, strict=True)) if any(row)
+    ]
+    return pd.DataFrame(rows, columns=["class", "accuracy", "low", "high", "count"])
+
+
 def load_model(run: runs.Run) -> nn.Module:
-    """The network of a run with the weights of its best epoch, in evaluation mode."""
-    recipe, path = Recipe.from_dict(run.record["recipe"]), run.path / "best.safetensors"
+    """The network of a run with the weights of its best epoch, float32 (stored so or in half), in evaluation mode."""
+    recipe, path = Recipe.from_dict(run.record["recipe"]), run.weights
     model = recipe.network()
     try:
         weights = load_file(path)
@@ -99,20 +142,41 @@ def load_model(run: runs.Run) -> nn.Module:
     return model.to(pick_device(), memory_format=torch.channels_last).eval()
 
 
-def test_metrics(model: nn.Module, test: ImageSet, precision: str) -> dict[str, Any]:
-    """What a record says of the test set: accuracy with interval, loss, calibration error, confusion matrix."""
-    logits = predict(model, test.images, Augment("none"), precision)
-    value, low, high, count = accuracy(logits, test.labels)
+def report(logits: Tensor, mirrored: Tensor, labels: Tensor, classes: Sequence[str] = CLASSES) -> dict[str, Any]:
+    """What a record says of a test set: `metrics` of the logits, those of `predict_mirrored`, and the confusion."""
     return {
-        "accuracy": value,
-        "low": low,
-        "high": high,
-        "count": count,
-        "loss": float(F.cross_entropy(logits.cpu(), test.labels)),
-        "calibration_error": calibration_error(logits, test.labels),
-        "classes": list(test.classes),
-        "confusion": confusion(logits, test.labels, len(test.classes)),
+        **metrics(logits, labels),
+        "mirrored": metrics(mirrored, labels),
+        "classes": list(classes),
+        "confusion": confusion(logits, labels, len(classes)),
     }
+
+
+def summary(found: dict[str, Any]) -> pd.DataFrame:
+    """A report's numbers as text: a row a metric, a column without and one with the mirror image."""
+    columns = {"as they are": found, "mean softmax with the mirror image": found["mirrored"]}
+    return pd.DataFrame({name: {
+        "accuracy": str(Accuracy(part["accuracy"], part["low"], part["high"], part["count"])),
+        "top-2 accuracy": percent(part["top_2"]), "negative log-likelihood": f"{part['loss']:.4f}",
+        "calibration error": percent(part["calibration_error"]),
+    } for name, part in columns.items()})  # fmt: skip
+
+
+def test_metrics(model: nn.Module, test: ImageSet, precision: str) -> dict[str, Any]:
+    """The report of a network on a test set."""
+    logits = predict(model, test.images, Augment("none"), precision)
+    return report(logits, predict_mirrored(model, test.images, precision), test.labels, test.classes)
+
+
+def own_test(run: runs.Run, stand_in: bool = False) -> ImageSet:
+    """The test set of the data that a run was trained on; CourseError where that is not here."""
+    test = load_set("test", stand_in)
+    if test.source != run.record["data"]:
+        raise CourseError(
+            f"{shown(run.path)} was trained on {run.record['data']}, the test set here is {test.source}: "
+            "evaluate it where its own data is."
+        )
+    return test
 
 
 def test_run(path: str | Path, stand_in: bool = False) -> runs.Run:
@@ -121,14 +185,9 @@ def test_run(path: str | Path, stand_in: bool = False) -> runs.Run:
     The run must be finished: its epoch was chosen on the validation split before a test label is read here.
     """
     run = runs.read(path)
-    test = load_set("test", stand_in)
-    if test.source != run.record["data"]:
-        raise CourseError(
-            f"{shown(run.path)} was trained on {run.record['data']}, the test set here is {test.source}: "
-            "evaluate it where its own data is."
-        )
-    metrics = test_metrics(load_model(run), test, run.record["recipe"]["precision"])
-    return runs.write_record(run.path, {**run.record, "test": metrics})
+    test = own_test(run, stand_in)
+    found = test_metrics(load_model(run), test, run.record["recipe"]["precision"])
+    return runs.write_record(run.path, {**run.record, "test": found})
 
 
 # --------------------------------------------------------------------------------- beyond the clean test accuracy
@@ -150,40 +209,91 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataFrame:
     return table
 
 
+def distorted(
+    test: ImageSet, severities: Iterable[int] = distort.SEVERITIES
+) -> Iterator[tuple[str, int, Tensor, Tensor]]:
+    """(kind, severity, images, labels) of a set distorted in every way of distort.KINDS."""
+    for kind, severity in itertools.product(distort.KINDS, severities):
+        yield kind, severity, distort.distort(test.images, kind, severity), test.labels
+
+
+def read_corrupted(folder: Path) -> Iterator[tuple[str, int, Tensor, Tensor]]:
+    """(kind, severity, images, labels) of a CIFAR-10-C folder, whose `<kind>.npy` hold severities 1 to 5 in turn.
+
+    Raises CourseError if a file is not of the published layout, or if there is none.
+    """
+    paths = [path for kind in distort.KINDS if (path := Path(folder) / f"{kind}.npy").exists()]
+    if not paths:
+        raise CourseError(
+            f"{shown(folder)} holds no <kind>.npy of CIFAR-10-C: expected {distort.KINDS[0]}.npy or others."
+        )
+    for path in paths:
+        images, labels, _ = load_shifted(path)
+        if labels is None or len(labels) % 5 or not len(labels):
+            raise CourseError(f"{shown(path)} is not five severities with their labels: expected 5 x N images beside "
+                              "labels.npy, as CIFAR-10-C is published.")  # fmt: skip
+        size = len(labels) // 5
+        for severity, part in zip(
+            distort.SEVERITIES, zip(images.split(size), labels.split(size), strict=True), strict=True
+        ):
+            yield path.stem, severity, *part
+
+
+def corruption_table(
+    model: nn.Module, precision: str, sets: Iterable[tuple[str, int, Tensor, Tensor]]
+) -> tuple[pd.DataFrame, Tensor, Tensor]:
+    """A row a (kind, severity, images, labels), and the logits and labels of all of them, one after another.
+
+    Columns: kind, severity, accuracy, low, high (Wilson, 95 %), count, calibration_error, confidence (mean).
+    """
+    rows, all_logits, all_labels = [], [], []
+    for kind, severity, images, labels in sets:
+        logits = predict(model, images, Augment("none"), precision).cpu()
+        value = accuracy(logits, labels)._asdict()
+        rows.append({
+            "kind": kind, "severity": severity, "accuracy": value.pop("value"), **value,
+            "calibration_error": calibration_error(logits, labels),
+            "confidence": float(logits.softmax(1).max(1).values.mean()),
+        })  # fmt: skip
+        all_logits.append(logits)
+        all_labels.append(labels)
+    return pd.DataFrame(rows), torch.cat(all_logits), torch.cat(all_labels)
+
+
+def mean_corruption_accuracy(table: pd.DataFrame) -> float:
+    """Mean over the scored kinds of the mean over severities (Hendrycks and Dietterich 2019), in [0, 1]."""
+    return float(table[table.kind.isin(SCORED)].groupby("kind").accuracy.mean().mean())
+
+
 def shifted_metrics(
     run_dir: str | Path, severities: Iterable[int] = (1, 3, 5), count: int = 1_000, stand_in: bool = False
 ) -> pd.DataFrame:
     """A finished run on distorted test images: a row a kind and severity, after one row for the same images untouched.
 
-    Columns: kind ("clean" first), severity, accuracy, low, high (Wilson, 95 %), count, calibration_error, confidence
-    (mean). The first `count` test images, in every row the same. Writes the table to shift.csv beside run.json, and
-    the reliability of the clean and of all distorted images to reliability.csv. Nothing is chosen by these numbers.
+    Columns: those of corruption_table, kind "clean" first. The first `count` test images, in every row the same. Writes
+    the table to shift.csv beside run.json, and the reliability of the clean and of all distorted images to
+    reliability.csv. Nothing is chosen by these numbers.
     """
     run = runs.read(run_dir)
-    test = load_set("test", stand_in)
-    if test.source != run.record["data"]:
-        raise CourseError(f"{shown(run.path)} was trained on {run.record['data']}, the test set here is {test.source}.")
+    test = own_test(run, stand_in)
     if not 1 <= count <= len(test.labels):
         raise CourseError(f"count={count} is out of range: expected 1 to {len(test.labels):,} test images.")
     model, precision, test = load_model(run), run.record["recipe"]["precision"], test.take(torch.arange(count))
-    rows, all_logits = [], []
-    for kind, severity in [("clean", 0), *((kind, severity) for kind in distort.KINDS for severity in severities)]:
-        images = distort.distort(test.images, kind, severity) if severity else test.images
-        logits = predict(model, images, Augment("none"), precision).cpu()
-        all_logits.append(logits)
-        value = accuracy(logits, test.labels)._asdict()
-        rows.append({
-            "kind": kind, "severity": severity, "accuracy": value.pop("value"), **value,
-            "calibration_error": calibration_error(logits, test.labels),
-            "confidence": float(logits.softmax(1).max(1).values.mean()),
-        })  # fmt: skip
-    parts = {"clean": all_logits[:1], "distorted": all_logits[1:]}
-    bins = [reliability(torch.cat(part), test.labels.repeat(len(part))).assign(images=name)
-            for name, part in parts.items() if part]  # fmt: skip
-    for name, table in (("shift", pd.DataFrame(rows)), ("reliability", pd.concat(bins))):
-        with replacing(run.path / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")
+    sets = itertools.chain([("clean", 0, test.images, test.labels)], distorted(test, severities))
+    table, logits, labels = corruption_table(model, precision, sets)
+    parts = {"clean": slice(0, count), "distorted": slice(count, None)}
+    bins = [reliability(logits[part], labels[part]).assign(images=name) for name, part in parts.items()
+            if len(labels[part])]  # fmt: skip
+    runs.write_table(run.path / "shift.csv", table)
+    runs.write_table(run.path / "reliability.csv", pd.concat(bins))
     return pd.read_csv(run.path / "shift.csv")
+
+
+def write_submission(path: Path, ids: Tensor, logits: Tensor) -> None:
+    """The competition's submission: a header ID,Labels and a row an image, labels 0 to 9."""
+    frame = pd.DataFrame({"ID": ids.cpu().numpy(), "Labels": logits.argmax(1).cpu().numpy()})
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def correct_on_test(run_dir: str | Path, stand_in: bool = False) -> np.ndarray:
@@ -196,7 +306,7 @@ def correct_on_test(run_dir: str | Path, stand_in: bool = False) -> np.ndarray:
     if "test" not in run.record:
         raise CourseError(f"{shown(run.path)} has not been tested: run `python -m helpers evaluate` on it first.")
     if not path.exists():
-        test = load_set("test", stand_in)
+        test = own_test(run, stand_in)
         logits = predict(load_model(run), test.images, Augment("none"), run.record["recipe"]["precision"])
         right = logits.argmax(1).cpu() == test.labels
         with replacing(path) as temporary:

@@ -344,6 +344,32 @@ def diagonal(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
     return figure
 
 
+def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
+    """Predicted against true accuracy on known distortions, a panel a method with its error and the line of equals.
+
+    trials: columns kind, severity, method, predicted, true, the last two in [0, 1]; severities differ in colour and
+    marker, and the farthest point carries its kind. errors: a row a method, columns method, error, low, high.
+    """
+    figure, axes = new(1, len(errors), width=3.0 * len(errors), height=3.7, sharex=True, sharey=True, squeeze=False)
+    values = 100 * trials[["true", "predicted"]].to_numpy()
+    ends = max(values.min() - 4, 0), min(values.max() + 4, 100)
+    for axis, row in zip(axes[0], errors.itertuples(), strict=True):
+        part = trials[trials.method == row.method]
+        axis.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=1.2)
+        for i, (severity, points) in enumerate(part.groupby("severity")):
+            axis.plot(100 * points.true, 100 * points.predicted, linestyle="", marker=MARKERS[i % 7], markersize=5,
+                      color=PALETTE[i % 10], alpha=0.8, label=f"severity {severity}")  # fmt: skip
+        worst = part.loc[(part.predicted - part.true).abs().idxmax()]
+        axis.annotate(worst.kind.replace("_", " "), (100 * worst.true, 100 * worst.predicted), xytext=(6, 4),
+                      textcoords="offset points", fontsize=8)  # fmt: skip
+        axis.set(title=f"{row.method}: {100 * row.error:.1f} points off\n[{100 * row.low:.1f}, {100 * row.high:.1f}]",
+                 xlabel="true accuracy, %", xlim=ends, ylim=ends)  # fmt: skip
+    axes[0][0].set_ylabel("predicted without labels, %")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5)
+    return figure
+
+
 def bars(frame: pd.DataFrame, title: str, xlabel: str) -> Figure:
     """Horizontal bars side by side: a group a row, a bar a column, told apart by colour and hatch."""
     figure, axis = new(height=0.3 * len(frame) + 1.3)

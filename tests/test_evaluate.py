@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.metrics
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 
-from helpers import data, evaluate, runs
+from helpers import data, distort, evaluate, runs
 from helpers.augment import Augment
 from helpers.runtime import CourseError, generator
 
@@ -52,6 +53,33 @@ def test_confusion_is_scikit_learns(pairs):
     theirs = sklearn.metrics.confusion_matrix(labels.numpy(), predicted.numpy(), labels=range(10))
     assert np.array_equal(ours, theirs)
     assert json.loads(json.dumps(ours)) == ours  # plain numbers, as a record needs them
+
+
+@given(st.integers(1, 300), st.integers(0, 5))
+def test_metrics_are_scikit_learns(count, seed):
+    draws = np.random.default_rng(seed)
+    logits, labels = (
+        torch.from_numpy(3 * draws.normal(size=(count, 10))),
+        torch.from_numpy(draws.integers(0, 10, count)),
+    )
+    ours, everything = evaluate.metrics(logits, labels), {"labels": range(10)}
+    assert ours["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, logits.argmax(1)))
+    assert ours["top_2"] == pytest.approx(sklearn.metrics.top_k_accuracy_score(labels, logits, k=2, **everything))
+    assert ours["loss"] == pytest.approx(sklearn.metrics.log_loss(labels, logits.softmax(1), **everything), rel=1e-6)
+    assert ours["calibration_error"] == pytest.approx(plain_calibration_error(logits.numpy(), labels.numpy(), 15))
+    assert json.loads(json.dumps(ours)) == ours
+
+
+def test_each_class_has_scikit_learns_recall_and_scipys_interval():
+    draws = np.random.default_rng(0)
+    labels, predicted = draws.integers(0, 9, 400), draws.integers(0, 10, 400)  # nothing is of the last class
+    counts = sklearn.metrics.confusion_matrix(labels, predicted, labels=range(10)).tolist()
+    found = evaluate.per_class(counts, data.CLASSES)
+    recall = sklearn.metrics.recall_score(labels, predicted, labels=range(9), average=None)
+    assert found["class"].tolist() == list(data.CLASSES[:9])
+    np.testing.assert_allclose(found.accuracy, recall)
+    first = binomtest(counts[0][0], sum(counts[0])).proportion_ci(0.95, method="wilson")
+    assert (found.low[0], found.high[0]) == pytest.approx((first.low, first.high))
 
 
 # -------------------------------------------------------------------------------------------------- calibration
@@ -138,6 +166,74 @@ def test_augmented_predictions_come_from_the_generator(tiny, stand_in):
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+def test_mirrored_predictions_are_the_mean_of_two_softmaxes(tiny, stand_in):
+    model, images = tiny.network(), stand_in.val.images
+    ours = evaluate.predict_mirrored(model, images, "float32")
+    sides = (evaluate.predict(model, side, Augment("none"), "float32").softmax(1) for side in (images, images.flip(3)))
+    mean = sum(side.double() for side in sides) / 2
+    assert torch.allclose(ours.softmax(1).double(), mean, atol=1e-6)
+    assert torch.allclose(ours.exp().sum(1), torch.ones(len(images)), atol=1e-5)
+    assert torch.allclose(evaluate.predict_mirrored(model, images.flip(3), "float32"), ours, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ corruptions
+
+
+@pytest.fixture
+def corrupted(tmp_path):
+    """A folder in the layout of CIFAR-10-C: two kinds, 20 images at each of five severities."""
+    images, labels, *_ = data.draw_stand_in(20, seed=2)
+    for kind in ("contrast", "pixelate"):
+        parts = [distort.distort(images, kind, severity) for severity in distort.SEVERITIES]
+        np.save(tmp_path / f"{kind}.npy", torch.cat(parts).permute(0, 2, 3, 1).numpy())
+    np.save(tmp_path / "labels.npy", labels.repeat(5).numpy())
+    return tmp_path
+
+
+def test_a_cifar_10_c_folder_is_its_kinds_and_severities(corrupted, tiny):
+    images, labels, *_ = data.draw_stand_in(20, seed=2)
+    found = list(evaluate.read_corrupted(corrupted))
+    assert [(kind, severity) for kind, severity, *_ in found] == [
+        (kind, severity) for kind in ("contrast", "pixelate") for severity in range(1, 6)
+    ]
+    for kind, severity, read, truth in found:
+        assert torch.equal(read, distort.distort(images, kind, severity)) and torch.equal(truth, labels)
+    model = tiny.network()
+    table, logits, truths = evaluate.corruption_table(model, "float32", found)
+    for row, (_, _, read, truth) in zip(table.itertuples(), found, strict=True):
+        predicted = evaluate.predict(model, read, Augment("none"), "float32").argmax(1)
+        assert row.accuracy == pytest.approx(sklearn.metrics.accuracy_score(truth, predicted)) and row.count == 20
+    assert evaluate.accuracy(logits, truths).value == pytest.approx(table.accuracy.mean())
+
+
+@pytest.mark.parametrize("damage", [
+    lambda folder: [path.unlink() for path in folder.glob("[cp]*.npy")],
+    lambda folder: (folder / "labels.npy").unlink(),
+    lambda folder: np.save(folder / "contrast.npy", np.zeros((99, 32, 32, 3), np.uint8)),
+    lambda folder: [np.save(folder / "contrast.npy", np.zeros((99, 32, 32, 3), np.uint8)),
+                    np.save(folder / "labels.npy", np.zeros(99, int))],
+])  # fmt: skip
+def test_what_is_no_cifar_10_c_folder_is_refused(corrupted, damage):
+    damage(corrupted)
+    with pytest.raises(CourseError, match=r"expected .*\.$") as error:
+        list(evaluate.read_corrupted(corrupted))
+    assert "\n" not in str(error.value)
+
+
+def test_the_mean_corruption_accuracy_weighs_kinds_alike_and_leaves_out_what_is_not_scored():
+    table = pd.DataFrame({
+        "kind": ["clean", "contrast", "contrast", "gaussian_noise", "of our own"], "severity": [0, 1, 5, 3, 1],
+        "accuracy": [0.9, 0.4, 0.6, 0.7, 0.1],
+    })  # fmt: skip
+    assert evaluate.mean_corruption_accuracy(table) == pytest.approx((0.5 + 0.7) / 2)
+
+
+def test_a_submission_is_in_the_competitions_form(tmp_path):
+    path = tmp_path / "new" / "submission.csv"
+    evaluate.write_submission(path, torch.tensor([7, 3, 5]), logits_that_say(torch.tensor([0, 9, 4])))
+    assert path.read_text() == "ID,Labels\n7,0\n3,9\n5,4\n"
+
+
 # ------------------------------------------------------------------------------------------------ weights and runs
 
 
@@ -168,6 +264,31 @@ def test_half_precision_weights_are_loaded(run, stand_in):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     half = evaluate.predict(model, stand_in.val.images, Augment("none"), "float32")
     assert torch.allclose(half, full, atol=0.02) and not torch.equal(half, full)
+
+
+def test_a_weights_file_beside_its_record_is_the_run(run):
+    assert runs.read(run.path / "best.safetensors") == run
+    shutil.copy(run.path / "best.safetensors", run.path / "other.safetensors")
+    other = runs.read(run.path / "other.safetensors")
+    assert other.record == run.record and other.weights == run.path / "other.safetensors"
+    ours, theirs = (evaluate.load_model(each).state_dict() for each in (run, other))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("make", [
+    lambda weights, path: shutil.copy(weights, path),  # neither carries a record nor lies beside one
+    lambda weights, path: path.write_bytes(weights.read_bytes()[:100]),
+    lambda weights, path: path.write_bytes(b""),
+    lambda weights, path: save_file(load_file(weights), path, {"recipe": "pickle"}),
+    lambda weights, path: save_file(load_file(weights), path, {"recipe": "{}"}),
+    lambda weights, path: None,
+])  # fmt: skip
+def test_a_file_without_a_record_is_refused_in_a_sentence(run, tmp_path, make):
+    make(run.path / "best.safetensors", tmp_path / "alone.safetensors")
+    with pytest.raises(
+        CourseError, match=r"alone\.safetensors is not a finished run .*its record inside or beside it\.$"
+    ):
+        runs.read(tmp_path / "alone.safetensors")
 
 
 def one_sentence(error):
@@ -214,6 +335,8 @@ def test_a_tested_run_gets_the_test_metrics(run, without_cifar10):
         plain_calibration_error(logits.double().numpy(), test.labels.numpy(), 15), abs=1e-5
     )
     assert found["classes"] == list(data.STAND_IN_CLASSES)
+    mirrored = evaluate.predict_mirrored(evaluate.load_model(run), test.images, "float32").cpu()
+    assert found["mirrored"]["accuracy"] == evaluate.accuracy(mirrored, test.labels).value
 
 
 def test_a_run_on_other_data_is_not_tested(run, without_cifar10):

@@ -45,6 +45,9 @@ def test_help_names_every_public_command():
     (("reproduce", "--only", "99"), "no notebook '99': choose from"),
     (("sweep", "nope"), "no recipe 'nope'"),
     (("evaluate", "/nonexistent/run"), "is not a finished run"),
+    (("evaluate", "--weights", "/nonexistent/w.safetensors"), "is not a finished run"),
+    (("evaluate",), "Give one run to evaluate"),
+    (("evaluate", "x", "--data", "y.npy", "--corruptions", "5"), "give it or --data, not both"),
     (("bench", "nope"), "no benchmark 'nope'"),
     (("reproduce", "--profile", "nope"), "no profile 'nope'"),
     (("train", "laptop"), "CIFAR-10 is not in "),
@@ -66,7 +69,9 @@ def test_train_then_evaluate_then_again(tmp_path):
     assert first.stderr == "", "off a terminal there is no progress bar"
     again = command("train", "quick", *tiny, "--stand-in", **NO_DATA)
     assert again.stdout.splitlines() == [banner, *lines[2:]], "a finished run is not trained again"
-    assert command("evaluate", tmp_path / "run", "--stand-in", **NO_DATA).stdout.splitlines() == lines[2:]
+    tested = command("evaluate", tmp_path / "run", "--stand-in", "--out", tmp_path / "out", **NO_DATA).stdout
+    assert tested.splitlines()[0] == banner and tested.splitlines()[-1:] == lines[2:]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["confusion.png", "reliability.png"]
     other = command("train", "quick", *tiny, "--set", "momentum=0.5", "--stand-in", **NO_DATA)
     assert "another momentum" in refused(other)
 
@@ -105,7 +110,10 @@ def test_dependencies_have_a_lower_and_an_upper_bound_and_a_reason():
 
 
 def test_importing_a_room_does_no_work():
-    rooms = "runtime data augment mixing model recipe runs evaluate train sweep plots figures notebooks bench __main__"
+    rooms = (
+        "runtime data augment distort mixing model recipe runs evaluate estimate publish checkpoint train sweep plots "
+        "assess figures notebooks bench __main__"
+    )
     code = f"import sys; sys.argv = ['x']; import {', '.join(f'helpers.{room}' for room in rooms.split())}"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **NO_DATA}

@@ -52,6 +52,11 @@ def history(seed: int = 0, epochs: int = 5) -> pd.DataFrame:
 
 
 ROWS = pd.DataFrame({"label": ["a", "b"], "value": [0.5, 0.9], "low": [0.4, 0.88], "high": [0.55, 0.93]})
+TRIALS = pd.DataFrame({
+    "kind": ["fog", "fog", "snow"] * 2, "severity": [1, 5, 5] * 2, "method": ["a"] * 3 + ["b"] * 3,
+    "predicted": [0.8, 0.7, 0.75, 0.95, 0.6, 0.5], "true": [0.8, 0.6, 0.4] * 2,
+})  # fmt: skip
+ERRORS = pd.DataFrame({"method": ["b", "a"], "error": [0.05, 0.15], "low": [0.01, 0.1], "high": [0.1, 0.2]})
 DRAWN = draw_stand_in(40, seed=3)
 
 # One call of every public function that makes a figure; a test below says so when one is missing.
@@ -67,6 +72,7 @@ EXAMPLES = {
     "confusion": lambda: plots.confusion(np.arange(1, 101).reshape(10, 10), CLASSES),
     "heat": lambda: plots.heat(pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4]}, ["p", "q"]), "title", "share"),
     "diagonal": lambda: plots.diagonal({"a": ([0.1, 0.9], [0.2, 0.8]), "b": ([0.5], [0.5])}, "title", "x", "y"),
+    "estimates": lambda: plots.estimates(TRIALS, ERRORS, "title"),
     "bars": lambda: plots.bars(pd.DataFrame({"one": [1, 2], "two": [2, 3]}, ["a", "b"]), "title", "x"),
     "histograms": lambda: plots.histograms({"p": {"a": [0.1, 0.2], "b": [0.3, 0.9]}}, "x", [0, 0.5, 1]),
     "fields": lambda: plots.fields(
@@ -361,6 +367,18 @@ def test_diagonal_draws_per_cent_against_the_line_of_equals():
     axis = plots.diagonal(series, "title", "x", "y").axes[0]
     for line, (x, y) in zip(axis.lines[1:], series.values(), strict=True):
         np.testing.assert_allclose(line.get_xydata().T, [[100 * v for v in x], [100 * v for v in y]])
+
+
+def test_estimates_draw_a_panel_a_method_with_its_error_and_its_worst_kind():
+    figure = plots.estimates(TRIALS, ERRORS, "title")
+    for axis, (method, kind) in zip(figure.axes, (("b", "fog"), ("a", "snow")), strict=True):
+        part = TRIALS[TRIALS.method == method]
+        mild, strong = (100 * part[part.severity == severity][["true", "predicted"]] for severity in (1, 5))
+        np.testing.assert_allclose(axis.lines[1].get_xydata(), mild)
+        np.testing.assert_allclose(axis.lines[2].get_xydata(), strong)
+        assert axis.lines[1].get_marker() != axis.lines[2].get_marker()
+        assert [text.get_text() for text in axis.texts] == [kind]
+    assert figure.axes[0].get_title("left") == "b: 5.0 points off\n[1.0, 10.0]"
 
 
 # --------------------------------------------------------------------------------------------------- no colour alone

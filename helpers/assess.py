@@ -1,0 +1,102 @@
+"""What `python -m helpers evaluate` measures on one set of images: tables printed, pictures and CSVs in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from helpers import estimate, evaluate, plots, runs
+from helpers.augment import Augment
+from helpers.data import CLASSES, ImageSet, load_shifted
+from helpers.recipe import Recipe
+from helpers.runtime import percent, shown
+from helpers.train import training_data
+
+_INTERVALS = """\
+drawn: 95 % for the luck of which images were drawn, blind to what the method itself gets wrong.
+in all: the same, moved by the errors between which 95 % of the known distortions lay; good if this shift is alike."""
+
+
+def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False) -> runs.Run:
+    """A run on the clean test set, and on its first `corruptions` images distorted in every way.
+
+    Returns the run with the result in its record; written there unless the run is one file of weights.
+    """
+    plots.start(run.record["data"])
+    test = evaluate.own_test(run, stand_in)
+    found = _labelled(run, test, folder)
+    if corruptions:
+        _corrupted(run, evaluate.distorted(test.take(torch.arange(min(corruptions, len(test.labels))))), folder)
+    record = {**run.record, "test": found}
+    return runs.write_record(run.path, record) if run.path.is_dir() else runs.Run(run.path, record)
+
+
+def shifted(run: runs.Run, path: Path, folder: Path, stand_in: bool = False) -> None:
+    """A run on a CIFAR-10-C folder, or on what `load_shifted` reads, with labels or without."""
+    plots.start(run.record["data"])
+    if (path / "labels.npy").exists():
+        _corrupted(run, evaluate.read_corrupted(path), folder)
+        return
+    images, labels, ids = load_shifted(path)
+    if labels is None:
+        _unlabelled(run, images, ids, folder, stand_in)
+    else:
+        _labelled(run, ImageSet(images, labels, CLASSES, path.name), folder)
+
+
+def _labelled(run: runs.Run, test: ImageSet, folder: Path) -> dict:
+    model, precision = evaluate.load_model(run), run.record["recipe"]["precision"]
+    logits = evaluate.predict(model, test.images, Augment("none"), precision)
+    found = evaluate.report(logits, evaluate.predict_mirrored(model, test.images, precision), test.labels, test.classes)
+    by_class = evaluate.per_class(found["confusion"], test.classes)
+    by_class["accuracy"] = [str(evaluate.Accuracy(*row[1:])) for row in by_class.itertuples(index=False)]
+    counts = pd.DataFrame(found["confusion"], test.classes, [name[:6] for name in test.classes])
+    print(f"{run.label} on {len(test.labels):,} images\n{evaluate.summary(found).to_string()}\n")
+    print(f"{by_class[['class', 'accuracy', 'count']].to_string(index=False)}\n")
+    print(f"rows true, columns predicted\n{counts.to_string()}\n")
+    bins = evaluate.reliability(logits, test.labels)
+    points = {run.label: (bins.confidence, bins.accuracy)}
+    _save(plots.confusion(found["confusion"], test.classes), folder / "confusion.png")
+    _save(plots.diagonal(points, "Reliability", "confidence, %", "accuracy, %"), folder / "reliability.png")
+    return found
+
+
+def _corrupted(run: runs.Run, sets: Iterable[tuple[str, int, Tensor, Tensor]], folder: Path) -> None:
+    table, _, _ = evaluate.corruption_table(evaluate.load_model(run), run.record["recipe"]["precision"], sets)
+    grid = 100 * table.pivot(index="kind", columns="severity", values="accuracy").loc[table.kind.unique()]
+    scored = table.kind[table.kind.isin(evaluate.SCORED)].nunique()
+    print(f"{grid.round(2).to_string()}\n")
+    print(f"mean corruption accuracy {percent(evaluate.mean_corruption_accuracy(table))}: {scored} kinds at "
+          f"{grid.shape[1]} severities, {table['count'][0]:,} images each")  # fmt: skip
+    runs.write_table(folder / "corruptions.csv", table)
+    title = f"{run.label}: accuracy by kind and severity"
+    _save(plots.heat(grid, title, "%", 10, 100, ".1f"), folder / "corruptions.png")
+
+
+def _unlabelled(run: runs.Run, images: Tensor, ids: Tensor, folder: Path, stand_in: bool) -> None:
+    recipe = Recipe.from_dict(run.record["recipe"])
+    models = [evaluate.load_model(sibling) for sibling in estimate.siblings(run)]
+    logits = estimate.stack(models, images, recipe.precision)
+    evaluate.write_submission(folder / "submission.csv", ids, logits[0])
+    print(f"{shown(folder / 'submission.csv')}: {len(ids):,} rows of ID,Labels\n")
+    val = training_data(recipe, stand_in).val
+    trials = estimate.trials(run, val)
+    table = estimate.estimate(estimate.stack(models, val.images, recipe.precision), val.labels, logits, trials)
+    print(f"accuracy without labels, from {len(val.labels):,} validation images and {len(models)} network(s):")
+    for row in table.itertuples():
+        print(f"  {row.method:<10} {percent(row.predicted)}   drawn [{percent(row.low)}, {percent(row.high)}]   "
+              f"in all [{percent(row.outer_low)}, {percent(row.outer_high)}]   "
+              f"off by {100 * row.error:.1f} points on known distortions")  # fmt: skip
+    print(_INTERVALS)
+    title = f"{run.label} on distorted validation images"
+    _save(plots.estimates(trials, estimate.errors(trials), title), folder / "estimates.png")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    plots.save(figure, path)
+    print(shown(path))

@@ -1,0 +1,118 @@
+"""A finished run as one file to hand on: weights in half precision, the record inside, a model card beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors.torch import save
+
+from helpers import evaluate, runs
+from helpers.data import CIFAR10
+from helpers.runtime import ROOT, CourseError, percent, replacing, shown
+
+LIMIT = 10_000_000  # bytes
+HAIR = 0.001  # of accuracy: what half precision may cost
+
+
+def publish(run_dir: str | Path, path: str | Path, stand_in: bool = False) -> runs.Run:
+    """Write a tested run's weights to `path` (.safetensors, fp16) with its record as metadata, and `path`.md beside it.
+
+    The metadata holds a JSON text for each entry of run.json: recipe, metrics, test ...; the test is that of the
+    rounded weights. Returns the run as `runs.read(path)` gives it. Raises CourseError for a run that is not tested, for
+    weights that rounding changes by more than a hair, for more than 10 MB, and for a stand-in run below data/.
+    """
+    run, path = runs.read(run_dir), Path(path)
+    if "test" not in run.record:
+        raise CourseError(f"{shown(run.path)} has not been tested: run `python -m helpers evaluate` on it first.")
+    if path.suffix != ".safetensors":
+        raise CourseError(f"{shown(path)} is no name for weights: expected one that ends in .safetensors.")
+    if run.record["data"] != CIFAR10 and path.resolve().is_relative_to(ROOT / "data"):
+        raise CourseError("A run on the stand-in set is never recorded: choose a file outside data/.")
+    model, precision = evaluate.load_model(run), run.record["recipe"]["precision"]
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    model.load_state_dict(halves)  # rounded, in the model's own float32
+    record = {**run.record, "test": evaluate.test_metrics(model, evaluate.own_test(run, stand_in), precision)}
+    before, after = (each["test"]["accuracy"] for each in (run.record, record))
+    if abs(after - before) > HAIR:
+        raise CourseError(f"Half precision changes the test accuracy from {percent(before)} to {percent(after)}: "
+                          f"weights are published only if it changes by at most {percent(HAIR)}.")  # fmt: skip
+    content = save({name: value.cpu().contiguous() for name, value in halves.items()},
+                   {key: json.dumps(value, sort_keys=True) for key, value in record.items()})  # fmt: skip
+    if len(content) > LIMIT:
+        raise CourseError(f"The weights take {len(content):,} bytes: at most {LIMIT:,} are published.")
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text(card(run, record, path.name, len(content)))
+    return runs.read(path)
+
+
+def card(run: runs.Run, record: dict[str, Any], name: str, size: int) -> str:
+    """The model card as markdown, every number from the record: `test` of the rounded weights, the rest of the run."""
+    recipe, test = record["recipe"], record["test"]
+    metrics = evaluate.summary(test)
+    versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
+    limits = [
+        f"One run with one seed ({recipe['seed']}), {recipe['epochs']} epochs on {recipe['train_size']:,} images; "
+        "another seed gives another accuracy, which the interval above does not cover.",
+        "Whatever it is shown, it answers with one of the ten classes and a confidence. It was trained and tested on "
+        f"32 x 32 images of {record['data']} alone.",
+        *_corruptions(run),
+        f"Its validation accuracy of {percent(record['metrics']['val_accuracy'])} chose the epoch, which flatters it.",
+    ]
+    return f"""# {run.label}: SE-ResNet, {record["parameters"]:,} parameters
+
+`{name}`, {size:,} bytes: weights of epoch {record["best_epoch"]} in half precision, the record as JSON in the metadata.
+
+```python
+from helpers import evaluate, runs
+model = evaluate.load_model(runs.read("{name}"))
+```
+
+`python -m helpers evaluate --weights {name}` tests them again.
+
+## Recipe
+
+{_table(("field", "value"), sorted(recipe.items()))}
+
+Trained on {record["device"]} in {record["seconds"]:,.0f} s, commit {record["commit"]}, {versions}.
+
+## Data
+
+{record["data"]}: {recipe["train_size"]:,} images of the training set to train on and {recipe["val_size"]:,} others
+to choose the epoch by (stratified, split seed {recipe["split_seed"]}); {test["count"]:,} test images, looked at after
+that. No image is part of the file.
+
+## Metrics
+
+On the test images, normalised only, under the weights of this file; intervals: Wilson, 95 %. Before rounding to half
+precision the accuracy was {percent(run.record["test"]["accuracy"])}.
+
+{_table(("", *metrics), metrics.itertuples(name=None))}
+
+## Limits
+
+""" + "".join(f"* {limit}\n" for limit in limits)
+
+
+def _corruptions(run: runs.Run) -> list[str]:
+    """What shift.csv beside run.json says, if the run has been tried on distorted images."""
+    if not (run.path / "shift.csv").exists():
+        return ["It has not been tried on distorted images."]
+    table = pd.read_csv(run.path / "shift.csv")
+    clean, worst = table[table.kind == "clean"].iloc[0], table.loc[table.accuracy.idxmin()]
+    mean = evaluate.mean_corruption_accuracy(table)
+    return [
+        f"Distortions cost it accuracy: {percent(clean.accuracy)} of {clean['count']:,} test images as they are, "
+        f"{percent(mean)} on average over the scored kinds, {percent(worst.accuracy)} under "
+        f"{worst.kind.replace('_', ' ')} of severity {worst.severity}."
+    ]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

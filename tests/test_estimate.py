@@ -1,0 +1,204 @@
+"""Accuracy without labels: the estimators on cases whose answer is known, the trials, the intervals, the whole path."""
+
+import pickle
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from scipy.stats import bootstrap, norm
+
+from helpers import assess, data, distort, estimate, evaluate, runs
+from helpers.runtime import generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def drawn(count, seed, sharpness=3.0, nets=1):
+    """Logits [nets, count, 10] and labels that they get right about as often as they say."""
+    g = generator(seed)
+    base = sharpness * torch.randn(count, 10, generator=g)
+    labels = torch.multinomial(base.softmax(1), 1, generator=g)[:, 0]
+    return base + torch.randn(nets, count, 10, generator=g), labels
+
+
+# ------------------------------------------------------------------------------------------------- the estimators
+
+
+@given(st.integers(1, 400), st.integers(0, 20))
+def test_without_a_shift_each_method_predicts_the_validation_accuracy(count, seed):
+    logits, labels = drawn(count, seed, nets=3)
+    truth = sklearn.metrics.accuracy_score(labels, logits[0].argmax(1))
+    assert estimate.atc(logits[0], labels, logits[0]) == truth
+    assert estimate.doc(logits[0], labels, logits[0]) == pytest.approx(truth)
+    least = 0.5 / count  # none and all have no normal quantile
+    assert estimate.agreement_on_the_line(logits, labels, logits) == pytest.approx(np.clip(truth, least, 1 - least))
+
+
+def test_atc_is_the_share_above_the_threshold_of_garg_et_al():
+    """Against the definition, a threshold at a time: share above it as near as can be to the validation accuracy."""
+    (val, labels), (other, _) = drawn(300, 1), drawn(500, 2, sharpness=1.0)
+    entropy = lambda x: (x.softmax(-1) * x.log_softmax(-1)).sum(-1).numpy()  # noqa: E731
+    score, truth = entropy(val[0].double()), sklearn.metrics.accuracy_score(labels, val[0].argmax(1))
+    threshold = min(score, key=lambda t: abs((score >= t).mean() - truth))
+    assert estimate.atc(val[0], labels, other[0]) == (entropy(other[0].double()) >= threshold).mean()
+
+
+def test_atc_of_a_network_that_is_never_right_is_none():
+    logits = torch.eye(10)
+    assert estimate.atc(logits, (torch.arange(10) + 1) % 10, logits) == 0
+
+
+def test_doc_takes_the_fall_in_confidence_off_the_accuracy():
+    def sure(share, count):  # two classes; the first has this share
+        return torch.tensor([[share, 1 - share]]).log().repeat(count, 1)
+
+    labels = (torch.arange(10) >= 8).long()  # 80 % right
+    assert estimate.doc(sure(0.9, 10), labels, sure(0.7, 30)) == pytest.approx(0.6, abs=1e-6)
+    assert estimate.doc(sure(0.6, 10), labels, sure(0.95, 30)) == 1.0, "a share stays one"
+
+
+def test_networks_that_are_the_same_agree_on_everything():
+    logits, _ = drawn(50, 3)
+    assert estimate.agreement(logits.repeat(4, 1, 1)) == 1
+    assert estimate.agreement(torch.stack([logits[0], -logits[0], logits[0]])) == 0.5
+    labels = logits[0].argmax(1)
+    assert estimate.agreement_on_the_line(logits.repeat(2, 1, 1), labels, logits.repeat(2, 1, 1)) == pytest.approx(0.99)
+
+
+def test_agreement_moves_the_accuracy_along_a_line_of_slope_one():
+    said = lambda *classes: torch.nn.functional.one_hot(torch.tensor(classes), 10).float()  # noqa: E731
+    labels = torch.tensor([0] * 9 + [1])  # the first network is right on 90 %
+    val = torch.stack([said(*[0] * 10), said(*[0] * 8, 1, 1)])  # 80 % agree
+    other = torch.stack([said(*[0] * 10), said(*[0] * 6, *[1] * 4)])  # 60 % agree
+    expected = norm.cdf(norm.ppf(0.9) - norm.ppf(0.8) + norm.ppf(0.6))
+    assert estimate.agreement_on_the_line(val, labels, other) == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------------------------------------- trials, intervals
+
+
+def table(errors):
+    """Trials of one method whose errors are given: {kind: [errors by severity]}."""
+    rows = [{"kind": kind, "severity": i, "method": "ATC", "predicted": 0.5 + error, "true": 0.5, "count": 100}
+            for kind, values in errors.items() for i, error in enumerate(values)]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_errors_are_the_mean_absolute_error_with_an_interval_over_kinds():
+    draws = np.random.default_rng(0)
+    given_ = {f"kind {i}": draws.normal(0.02, 0.05, 3) for i in range(19)}
+    (row,) = estimate.errors(table(given_)).itertuples()
+    every = np.concatenate(list(given_.values()))
+    assert row.error == pytest.approx(sklearn.metrics.mean_absolute_error(np.full(57, 0.5), 0.5 + every))
+    assert row.bias == pytest.approx(every.mean())
+    assert (row.under, row.over) == pytest.approx(tuple(np.quantile(every, (0.025, 0.975))))
+    kinds = [np.abs(values).mean() for values in given_.values()]
+    theirs = bootstrap((kinds,), np.mean, method="percentile", n_resamples=5_000, random_state=1).confidence_interval
+    assert (row.low, row.high) == pytest.approx(tuple(theirs), abs=0.002)
+
+
+def test_an_estimate_has_an_interval_for_the_draw_and_a_wider_one_for_the_method():
+    (val, labels), (other, _) = drawn(400, 4), drawn(900, 5, sharpness=2.0)
+    trials = table({"a": [-0.1] * 20, "b": [0.05] * 20})
+    (row,) = estimate.estimate(val, labels, other, trials).itertuples()
+    assert row.method == "ATC" and row.predicted == estimate.atc(val[0], labels, other[0])
+    assert row.low < row.predicted < row.high and row.error == pytest.approx(0.075)
+    assert (row.outer_low, row.outer_high) == pytest.approx((row.low - 0.05, row.high + 0.1))
+    spread = np.sqrt(0.25 / 400 + 0.25 / 900)  # no share of 400 and of 900 images can vary more
+    assert 0.5 * spread < (row.high - row.low) / 3.92 < 1.3 * spread
+    again = estimate.estimate(val, labels, other, trials)
+    assert again.low[0] == row.low, "seeded"
+
+
+def test_the_interval_for_the_draw_covers_it():
+    """Sets drawn the same way as validation: 95 % of the intervals should hold the expected share."""
+    held = 0
+    trials = table({"a": [0.0], "b": [0.0]})
+    expected = evaluate.accuracy(*(part[0] if part.ndim == 3 else part for part in drawn(200_000, 99))).value
+    for seed in range(40):
+        (val, labels), (other, _) = drawn(200, 100 + seed), drawn(200, 200 + seed)
+        (row,) = estimate.estimate(val, labels, other, trials).itertuples()
+        held += row.low <= expected <= row.high
+    assert held >= 33  # fewer than one time in a hundred, if 38 are expected
+
+
+# ------------------------------------------------------------------------------------------------- runs, end to end
+
+
+@pytest.fixture
+def seeds(finished_tiny, tmp_path):
+    """Two finished runs of one recipe with other seeds and weights; one of another recipe; one without weights."""
+    store = tmp_path / "tiny"
+    for seed in range(4):
+        shutil.copytree(finished_tiny, store / str(seed))
+        record = runs.read(finished_tiny).record
+        changed = {"seed": seed} | ({"momentum": 0.5} if seed == 2 else {})
+        runs.write_record(store / str(seed), {**record, "recipe": {**record["recipe"], **changed}})
+    weights = load_file(store / "1" / "best.safetensors")
+    weights["fc.weight"] += 0.2 * torch.randn(weights["fc.weight"].shape, generator=generator(1))
+    save_file(weights, store / "1" / "best.safetensors")
+    (store / "3" / "best.safetensors").unlink()
+    return store
+
+
+def test_siblings_differ_in_the_seed_alone_and_have_weights(seeds):
+    names = [[sibling.path.name for sibling in estimate.siblings(runs.read(seeds / seed))] for seed in ("0", "1", "2")]
+    assert names == [["0", "1"], ["1", "0"], ["2"]]
+
+
+def test_trials_are_fitted_and_tried_on_validation_images_and_kept(seeds, stand_in, monkeypatch):
+    monkeypatch.setattr(distort, "KINDS", ("contrast", "pixelate"))
+    run, val = runs.read(seeds / "0"), stand_in.val
+    found = estimate.trials(run, val, count=60)
+    assert len(found) == 2 * 3 * 3 and set(found["count"]) == {60} and set(found.method) == {"ATC", "DoC", "agreement"}
+    models = [evaluate.load_model(runs.read(seeds / seed)) for seed in ("0", "1")]
+    clean = estimate.stack(models, val.images[:60], "float32")
+    other = estimate.stack(models, distort.distort(val.images[:60], "contrast", 5), "float32")
+    row = found[(found.kind == "contrast") & (found.severity == 5)].set_index("method")
+    assert row.true.tolist() == [sklearn.metrics.accuracy_score(val.labels[:60], other[0].argmax(1))] * 3
+    for method, predicted in estimate.predictions(clean, val.labels[:60], other).items():
+        assert row.predicted[method] == pytest.approx(predicted)
+    kept = (seeds / "0" / "estimates.csv").read_bytes()
+    monkeypatch.setattr(estimate, "try_on_distortions", None)  # what is kept is not made again
+    pd.testing.assert_frame_equal(estimate.trials(run, val), found, atol=1e-6)
+    assert (seeds / "0" / "estimates.csv").read_bytes() == kept
+
+
+def test_an_unlabelled_set_gets_a_submission_and_an_estimate(seeds, tmp_path, without_cifar10, monkeypatch, capsys):
+    monkeypatch.setattr(distort, "KINDS", ("contrast", "pixelate"))
+    images = data.draw_stand_in(50, seed=8).images
+    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+    with (tmp_path / "set.pkl").open("wb") as file:
+        pickle.dump({b"data": pixels, b"ids": np.arange(50) + 100}, file)
+    run, out = runs.read(seeds / "0" / "best.safetensors"), tmp_path / "out"
+    assess.shifted(run, tmp_path / "set.pkl", out, stand_in=True)
+    printed = capsys.readouterr().out
+    assert data.BANNER in printed and "50 rows of ID,Labels" in printed
+    assert all(f"  {method} " in printed for method in ("ATC", "DoC", "agreement"))
+    submission = pd.read_csv(out / "submission.csv")
+    logits = estimate.stack([evaluate.load_model(run)], images, "float32")[0]
+    assert submission.ID.tolist() == list(range(100, 150)) and submission.Labels.tolist() == logits.argmax(1).tolist()
+    assert sorted(path.name for path in out.iterdir()) == ["estimates.png", "submission.csv"]
+    assert (seeds / "0" / "estimates.csv").exists()
+
+
+def test_a_labelled_set_and_a_cifar_10_c_folder_are_told_apart(seeds, tmp_path, capsys):
+    images, labels, *_ = data.draw_stand_in(50, seed=8)
+    folder, out = tmp_path / "corrupted", tmp_path / "out"
+    folder.mkdir()
+    np.save(folder / "contrast.npy", images.permute(0, 2, 3, 1).numpy())
+    np.save(folder / "labels.npy", labels.numpy())
+    run = runs.read(seeds / "1")
+    assess.shifted(run, folder, out)
+    assert "mean corruption accuracy" in capsys.readouterr().out
+    assert len(pd.read_csv(out / "corruptions.csv")) == 5 and (out / "corruptions.png").exists()
+    assess.shifted(run, folder / "contrast.npy", out)
+    logits = evaluate.predict(evaluate.load_model(run), images, evaluate.Augment("none"), "float32").cpu()
+    assert str(evaluate.accuracy(logits, labels)) in capsys.readouterr().out
+    assert (out / "confusion.png").exists() and (out / "reliability.png").exists()

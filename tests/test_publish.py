@@ -1,0 +1,85 @@
+"""A published file: the record inside, the weights rounded and nothing more, a card with the record's own numbers."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from helpers import data, evaluate, publish, recipe, runs
+from helpers.runtime import ROOT, CourseError, percent
+
+pytestmark = pytest.mark.usefixtures("one_thread", "without_cifar10")
+
+
+@pytest.fixture
+def tested(finished_tiny, tmp_path):
+    """A finished and tested run in a folder of its own."""
+    shutil.copytree(finished_tiny, tmp_path / "run")
+    return evaluate.test_run(tmp_path / "run", stand_in=True)
+
+
+def test_a_published_file_is_the_run_in_half_precision(tested, tmp_path):
+    path = tmp_path / "weights" / "tiny.safetensors"
+    published = publish.publish(tested.path, path, stand_in=True)
+    ours, theirs = load_file(tested.path / "best.safetensors"), load_file(path)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(theirs[name], value.half() if value.is_floating_point() else value)
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["recipe"]) == tested.record["recipe"]
+        assert json.loads(file.metadata()["metrics"]) == tested.record["metrics"]
+    assert published.record | {"test": None} == tested.record | {"test": None}
+    test = data.load_set("test", stand_in=True)
+    again = evaluate.test_metrics(evaluate.load_model(runs.read(path)), test, "float32")
+    assert again == published.record["test"], "the record inside is of these very weights"
+    assert abs(again["accuracy"] - tested.record["test"]["accuracy"]) <= 0.001
+    assert path.stat().st_size < 0.6 * (tested.path / "best.safetensors").stat().st_size + 5_000
+
+
+def test_the_card_says_recipe_data_metrics_and_limits(tested, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    test = publish.publish(tested.path, path, stand_in=True).record["test"]
+    card = path.with_suffix(".md").read_text()
+    for field, value in tested.record["recipe"].items():
+        assert f"| {field} | {value} |" in card
+    for heading in ("Recipe", "Data", "Metrics", "Limits"):
+        assert f"## {heading}\n" in card
+    assert percent(test["accuracy"]) in card and percent(test["mirrored"]["accuracy"]) in card
+    assert "stand-in" in card and f"{path.stat().st_size:,} bytes" in card and tested.record["commit"] in card
+    assert "not been tried on distorted images" in card
+    evaluate.shifted_metrics(tested.path, (3,), 50, stand_in=True)
+    publish.publish(tested.path, path, stand_in=True)
+    assert "not been tried" not in path.with_suffix(".md").read_text()
+    assert "of severity 3" in path.with_suffix(".md").read_text()
+    assert max(map(len, card.splitlines())) < 300
+
+
+def test_the_full_network_takes_at_most_ten_megabytes(tested, tmp_path, monkeypatch):
+    full = recipe.RECIPES["paper"].network()
+    save_file(dict(full.state_dict()), tested.path / "best.safetensors")
+    runs.write_record(tested.path, {**tested.record, "recipe": recipe.RECIPES["paper"].to_dict()})
+    monkeypatch.setattr(evaluate, "test_metrics", lambda *rest: tested.record["test"])
+    publish.publish(tested.path, tmp_path / "full.safetensors", stand_in=True)
+    assert 9_000_000 < (tmp_path / "full.safetensors").stat().st_size <= 10_000_000
+
+
+def test_what_should_not_be_published_is_refused(tested, tmp_path, monkeypatch):
+    path = tmp_path / "tiny.safetensors"
+    with pytest.raises(CourseError, match="stand-in set is never recorded"):
+        publish.publish(tested.path, ROOT / "data" / "weights" / "tiny.safetensors", stand_in=True)
+    with pytest.raises(CourseError, match=r"expected one that ends in \.safetensors"):
+        publish.publish(tested.path, tmp_path / "tiny.pt", stand_in=True)
+    monkeypatch.setattr(publish, "LIMIT", 1_000)
+    with pytest.raises(CourseError, match="at most 1,000 are published"):
+        publish.publish(tested.path, path, stand_in=True)
+    test = {**tested.record["test"], "accuracy": tested.record["test"]["accuracy"] + 0.002}
+    runs.write_record(tested.path, {**tested.record, "test": test})
+    with pytest.raises(CourseError, match=r"Half precision changes the test accuracy from .* %\.$"):
+        publish.publish(tested.path, path, stand_in=True)
+    runs.write_record(tested.path, {key: value for key, value in tested.record.items() if key != "test"})
+    with pytest.raises(CourseError, match="has not been tested"):
+        publish.publish(tested.path, path, stand_in=True)
+    assert not path.exists() and not path.with_suffix(".md").exists()
