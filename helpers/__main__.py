@@ -91,9 +91,43 @@ def sweep(recipes: Annotated[list[str], typer.Argument(help="Named recipes.")],
         print(f"{name:<28} test {percent(rows.test_accuracy.mean())} over {len(rows)} seeds ({accuracies})")
 
 
+distorted = typer.Typer(help="Write distorted test images of our own making.", no_args_is_help=True)
+app.add_typer(distorted, name="distort")
+Seed = Annotated[int, typer.Option(help="Which of many such sets.")]
+
+
+@distorted.command("cifar10c")
+def distort_cifar10c(
+    kind: Annotated[list[str] | None, typer.Option(help="Only this kind; repeatable. Default: the fifteen.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: data/CIFAR-10-C-ours.")] = None,
+    seed: Seed = 0, stand_in: StandIn = False,
+) -> None:  # fmt: skip
+    """Our CIFAR-10-C of the test set, in the published layout: 154 MB a kind, five severities each."""
+    from helpers import data
+    from helpers import distort as distortions
+
+    _warn(stand_in)
+    test, folder = data.load_set("test", stand_in), out or ROOT / "data" / "CIFAR-10-C-ours"
+    print(shown(distortions.write_cifar10c(folder, test.images, test.labels, kind or distortions.SCORED, seed)))
+
+
+@distorted.command("competition-like")
+def distort_competition_like(
+    out: Annotated[Path | None, typer.Option(help="Default: data/competition-like.pkl.")] = None,
+    seed: Seed = 0, stand_in: StandIn = False,
+) -> None:  # fmt: skip
+    """A mix of our own, a kind and severity for each test image, in the competition's format; labels apart."""
+    from helpers import data
+    from helpers import distort as distortions
+
+    _warn(stand_in)
+    test, path = data.load_set("test", stand_in), out or ROOT / "data" / "competition-like.pkl"
+    print(shown(distortions.write_competition_like(path, test.images, test.labels, seed)))
+
+
 @app.command()
 def bench(
-    subjects: Annotated[list[str] | None, typer.Argument(help="augment, train; both by default.")] = None,
+    subjects: Annotated[list[str] | None, typer.Argument(help="augment, train, distort; all by default.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Keep the table in data/bench/ for the notebooks.")] = False,
 ) -> None:
     """Measure this machine against the usual ways; every row of a table comes from the same run."""

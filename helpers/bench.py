@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import distort
 from helpers.augment import IMAGENET_MEAN, IMAGENET_STD, STAGES, Augment, Settings
 from helpers.data import ImageSet, TrainingData, load_cifar10
 from helpers.recipe import get
@@ -264,9 +265,31 @@ def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 15.0)
     })  # fmt: skip
 
 
+# Distortion: what a whole CIFAR-10-C takes --------------------------------------------------------------------------
+
+
+def distort_table() -> pd.DataFrame:
+    """Seconds for each scored kind of `distort` over CIFAR-10's 10,000 test images, all five severities; a row for all.
+
+    Raises CourseError where CIFAR-10 is missing.
+    """
+    images, rows = load_cifar10("test")[0].to(pick_device()), []
+    for kind in distort.SCORED:
+        distort.distort(images[:100], kind, 1)
+        start = time.perf_counter()
+        for severity in distort.SEVERITIES:
+            distort.distort(images, kind, severity)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        rows.append((kind, time.perf_counter() - start, len(images) * len(distort.SEVERITIES)))
+    rows.append((f"all {len(rows)}", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    table = pd.DataFrame(rows, columns=["kind", "seconds", "images"])
+    return table.assign(**{"images/s": (table["images"] / table["seconds"]).round(0)}).round({"seconds": 2})
+
+
 # Recorded measurements ------------------------------------------------------------------------------------------------
 
-SUBJECTS = {"augment": augment_table, "train": train_table}
+SUBJECTS = {"augment": augment_table, "train": train_table, "distort": distort_table}
 RECORDED = ROOT / "data" / "bench"
 
 

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from helpers import bench
+from helpers.data import draw_stand_in
+from helpers.distort import SCORED
 from helpers.runtime import CourseError
 
 
@@ -34,7 +36,7 @@ def test_a_table_is_kept_with_where_it_was_measured(monkeypatch, tmp_path):
     bench.measure("augment", record=True)
     kept = bench.recorded("augment")
     assert kept["images/s"].tolist() == [1.5] and {"device", "versions", "commit"} <= set(kept)
-    with pytest.raises(CourseError, match="no benchmark 'nope': expected one of augment, train"):
+    with pytest.raises(CourseError, match="no benchmark 'nope': expected one of augment, train, distort"):
         bench.measure("nope")
 
 
@@ -47,3 +49,12 @@ def test_both_loops_train_the_same_network_on_the_same_images():
         parts = make(images, labels, 8, count)
         parts["step"]()
         assert set(parts) in ({"step"}, {"step", "alone", "augment"})
+
+
+def test_the_distortions_add_up(monkeypatch):
+    monkeypatch.setattr(bench, "load_cifar10", lambda split: draw_stand_in(20)[:2])
+    table = bench.distort_table()
+    kinds, total = table[:-1], table.iloc[-1]
+    assert tuple(kinds["kind"]) == SCORED and (kinds["images"] == 100).all() and total["images"] == 1_500
+    assert total["seconds"] == pytest.approx(kinds["seconds"].sum(), abs=0.1)
+    assert total["images/s"] == pytest.approx(1_500 / total["seconds"], rel=0.1)

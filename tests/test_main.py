@@ -8,6 +8,7 @@ import tomllib
 
 import pytest
 
+from helpers import data
 from helpers.runtime import ROOT, CourseError, replacing
 
 NO_DATA = {"CIFAR10_ROOT": "/nonexistent/cifar"}
@@ -29,7 +30,7 @@ def refused(result) -> str:
 
 def test_help_names_every_public_command():
     shown = command("--help").stdout
-    for name in ("fetch", "train", "evaluate", "sweep", "bench", "figures", "reproduce", "report"):
+    for name in ("fetch", "train", "evaluate", "sweep", "distort", "bench", "figures", "reproduce", "report"):
         assert re.search(rf"\b{name}\b", shown)
 
 
@@ -50,6 +51,7 @@ def test_help_names_every_public_command():
     (("evaluate", "x", "--data", "y.npy", "--corruptions", "5"), "give it or --data, not both"),
     (("bench", "nope"), "no benchmark 'nope'"),
     (("reproduce", "--profile", "nope"), "no profile 'nope'"),
+    (("distort", "cifar10c", "--kind", "nope", "--stand-in"), "no distortion 'nope'"),
     (("train", "laptop"), "CIFAR-10 is not in "),
     (("reproduce", "--profile", "recorded"), "could not be downloaded|Cannot write"),
 ])  # fmt: skip
@@ -74,6 +76,15 @@ def test_train_then_evaluate_then_again(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["confusion.png", "reliability.png"]
     other = command("train", "quick", *tiny, "--set", "momentum=0.5", "--stand-in", **NO_DATA)
     assert "another momentum" in refused(other)
+
+
+def test_a_set_of_our_own_is_written_and_read_back(tmp_path):
+    path = tmp_path / "competition-like.pkl"
+    result = command("distort", "competition-like", "--out", path, "--stand-in", **NO_DATA)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("STAND-IN DATA") and result.stdout.endswith("competition-like.pkl\n")
+    images, labels, ids = data.load_shifted(path)
+    assert images.shape == (2_000, 3, 32, 32) and labels is None and ids.tolist() == list(range(2_000))
 
 
 def test_the_stand_in_is_never_recorded(tmp_path):
