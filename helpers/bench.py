@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -201,10 +202,12 @@ def _plain(images: np.ndarray, labels: np.ndarray, batch_size: int, count: int) 
     return {"step": step}
 
 
-def _engine(images: np.ndarray, labels: np.ndarray, batch_size: int, count: int) -> dict[str, Callable[[], object]]:
+def _engine(
+    images: np.ndarray, labels: np.ndarray, batch_size: int, count: int, compiled: bool = False
+) -> dict[str, Callable[[], object]]:
     """Our engine, driven as `train.fit_many` drives it: a step of each of `count` runs; and two parts of a step."""
     part = ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
-    recipe = get("paper").but(train_size=len(images)).scaled_to(batch_size)
+    recipe = get("paper").but(train_size=len(images), compiled=compiled).scaled_to(batch_size)
     few = part.take(torch.arange(64))  # validation is no part of a step
     trainers = [Trainer(recipe.but(seed=seed), TrainingData(part, few), pick_device()) for seed in range(count)]
     runs = [trainer.go() for trainer in trainers]
@@ -222,18 +225,22 @@ def _engine(images: np.ndarray, labels: np.ndarray, batch_size: int, count: int)
 LOOPS = {
     "plain loop, DataLoader": (_plain, 1),
     "this course": (_engine, 1),
+    "this course, compiled": (partial(_engine, compiled=True), 1),
     "this course, 4 seeds at once": (_engine, 4),
 }
 
 
 def _loop(name: str, batch_size: int, seconds: float) -> dict[str, float]:
-    """Images per second of a loop's parts and its peak memory in MB: run in a process of its own."""
+    """Images/s of a loop's parts, seconds of its first step, peak memory in MB: run in a process of its own."""
     images, labels = (part[:4096].numpy() for part in load_cifar10("train"))
     before, (make, count) = _peak_mb(), LOOPS[name]
     parts = make(images, labels, batch_size, count)
+    start = time.perf_counter()
+    parts["step"]()
+    first = time.perf_counter() - start
     rates = {part: _rate(call, batch_size * (count if part == "step" else 1), seconds) for part, call in parts.items()}
     on_gpu = torch.cuda.is_available()
-    return {**rates, "MB": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _peak_mb() - before}
+    return {**rates, "first": first, "MB": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _peak_mb() - before}
 
 
 def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 15.0) -> pd.DataFrame:
@@ -241,8 +248,8 @@ def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 15.0)
 
     Each loop runs in a fresh process, one after the other. "ours" is how many times as fast "this course" is at that
     batch size; "ceiling" the share of this device's bfloat16 matrix products that the network's arithmetic makes up,
-    the mean of two measurements around the table; "augment" and "between" are shares of our step, the latter what is
-    lost between steps. Memory is the device's on CUDA, else the process's beyond the imported libraries.
+    the mean of two measurements around the table; "first s" is the first step, which compiles or captures; "augment"
+    and "between" are shares of our step, the latter what is lost between steps. Memory is the device's on CUDA, else the process's beyond the imported libraries.
     Raises CourseError where CIFAR-10 is missing.
     """
     load_cifar10("train")
@@ -261,7 +268,7 @@ def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 15.0)
         "ours": (table["batch"].map(ours) / table["images/s"]).round(2),
         "ceiling": (table["images/s"] / ceiling).round(3), "s/epoch": (45_000 / table["images/s"]).round(1),
         "augment": (table["images/s"] / table["augment"]).round(4),
-        "between": (1 - table["images/s"] / table["alone"]).round(4), "MB": table["MB"].round(0),
+        "between": (1 - table["images/s"] / table["alone"]).round(4), "first s": table["first"].round(1), "MB": table["MB"].round(0),
     })  # fmt: skip
 
 

@@ -72,6 +72,7 @@ class Recipe:
     val_size: int = 5_000
     split_seed: int = 0
     precision: str = "bfloat16"
+    compiled: bool = False  # the network's training pass through torch.compile: quicker after some compiling
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or not set(self.name) <= _NAME_LETTERS:
@@ -95,7 +96,8 @@ class Recipe:
                 )
             object.__setattr__(self, name, values)
         for name, choices in (("stage", STAGES), ("precision", PRECISIONS), ("schedule", SCHEDULES),
-                              ("nesterov", (True, False)), ("decay_all", (True, False))):  # fmt: skip
+                              ("nesterov", (True, False)), ("decay_all", (True, False)),
+                              ("compiled", (True, False))):  # fmt: skip
             if getattr(self, name) not in choices or type(getattr(self, name)) is not type(choices[0]):
                 raise CourseError(
                     f"{name}={getattr(self, name)!r} is unknown: expected one of {', '.join(map(str, choices))}."

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ class Trainer:
             torch.manual_seed(recipe.seed)
             model = recipe.network()
         self.model = model.to(device, memory_format=torch.channels_last)
+        self.forward = _compile(self.model, device) if recipe.compiled else self.model
         self.average = copy.deepcopy(self.model) if recipe.ema_decay else None
         self.draws = generator(recipe.seed, 1, device=device)
         self.model.dropout.generator = self.draws
@@ -136,7 +138,7 @@ class Trainer:
         if side != x.shape[-1]:
             x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
         with autocast(self.device, recipe.precision):
-            logits = self.model(x)
+            logits = self.forward(x)
         logits = logits.float()
         loss = mixed_cross_entropy(logits, mixed, recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
@@ -271,6 +273,13 @@ class Trainer:
         self.draws.set_state(state["draws"].cpu())
         self.best = {name: value.to(self.device) for name, value in state["best"].items()}
         self.history, self.done, self.seconds = state["history"], state["done"], state["seconds"]
+
+
+def _compile(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The model's pass as fused kernels, made at the first step; on a CPU a C++ compiler makes them."""
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise CourseError("compiled=True needs a C++ compiler on a CPU: install g++ or clang++, or leave it False.")
+    return torch.compile(model)
 
 
 def best_row(history: list[dict[str, float]]) -> dict[str, float]:

@@ -165,6 +165,26 @@ def test_the_losses_are_those_of_a_plain_loop(stand_in, tiny, changes):
         assert float(counted_right) == pytest.approx(right.item(), abs=1e-3)
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
+def test_a_compiled_step_trains_alike(stand_in, tiny):
+    """The same draws (the dropout's too), the same losses to rounding; validation stays eager."""
+    losses = []
+    for compiled in (False, True):
+        trainer = train.Trainer(tiny.but(dropout=0.5, compiled=compiled), stand_in, CPU)
+        trainer.model.train()
+        index = torch.arange(tiny.batch_size)
+        losses.append([trainer.step(index + step, 0.02).item() for step in range(6)])
+        assert trainer.validate(trainer.model).keys() == {"val_loss", "val_accuracy", "val_augmented_accuracy"}
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] != losses[1]  # else nothing was compiled
+
+
+def test_compiling_without_a_compiler_is_refused_at_once(stand_in, tiny, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(CourseError, match=r"compiled=True needs a C\+\+ compiler"):
+        train.Trainer(tiny.but(compiled=True), stand_in, CPU)
+
+
 def test_the_loss_goes_down_and_validation_goes_up(stand_in, tiny, tmp_path):
     history = fit(tiny.but(epochs=15, mixup_alpha=0.0, dropout=0.0), stand_in, tmp_path).history
     assert history.train_loss.iloc[-1] < 0.8 * history.train_loss.iloc[0]
