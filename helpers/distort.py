@@ -1,4 +1,4 @@
-"""Test-time corruptions at five severities, after CIFAR-10-C; measures of an image, and of a shift between two sets."""
+"""Test-time corruptions at five severities, after CIFAR-10-C."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.stats import ks_2samp
 from torch import Tensor
 
 from helpers.runtime import CourseError, generator
@@ -49,7 +47,7 @@ def distort(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
         raise CourseError(f"There is no distortion {kind!r}: expected one of {', '.join(KINDS)}.")
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise CourseError(f"severity={severity!r} is out of range: expected a whole number from 1 to 5.")
-    _check(images)
+    checked(images)
     draws = generator(0xD1570, int.from_bytes(kind.encode()), int(seed), device=images.device)
     images = images.contiguous()
     constant, out = CONSTANTS[kind][int(severity) - 1], torch.empty_like(images)
@@ -60,7 +58,8 @@ def distort(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
     return out
 
 
-def _check(images: Tensor) -> None:
+def checked(images: Tensor) -> None:
+    """Raises CourseError unless images are uint8 [N, 3, H, W], H and W at least 16."""
     good = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
     if not good or min(images.shape[2:]) < 16:
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
@@ -194,64 +193,3 @@ _CHANGES: dict[str, Callable[[Tensor, Any, torch.Generator], Tensor]] = {
     "pixelate": _pixelate,
     "jpeg_compression": _jpeg_compression,
 }
-
-
-# --------------------------------------------------------------------------------------------- measures of a shift
-
-MEASURES = {
-    "brightness": "mean of the grey image, 0 to 1",
-    "contrast": "standard deviation of the grey image",
-    "saturation": "mean S of HSV",
-    "sharpness": "standard deviation of the grey image's Laplacian",
-    "noise": "standard deviation of pixel noise, from the median absolute high-pass residual (after Immerkaer 1996)",
-    "extremes": "share of values that are exactly 0 or 255",
-    "repeats": "share of neighbours in a row that are exactly equal",
-    "blocks": "mean step across the borders of 8 x 8 blocks over the mean step elsewhere",
-}
-_LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
-_HIGH_PASS = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))
-
-
-def measures(images: Tensor) -> pd.DataFrame:
-    """A row an image of uint8 [N, 3, H, W], a column a measure (see MEASURES); no labels and no network are needed."""
-    _check(images)
-    parts = [_measure(part) for part in images.split(2_000) if len(part)]
-    return pd.DataFrame(np.concatenate(parts) if parts else np.empty((0, len(MEASURES))), columns=list(MEASURES))
-
-
-def _measure(images: Tensor) -> np.ndarray:
-    x = images.float() / 255
-    grey = (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
-    top = x.amax(1)
-    laplacian = F.conv2d(grey, torch.tensor(_LAPLACIAN, device=x.device)[None, None])
-    residual = F.conv2d(x.flatten(0, 1).unsqueeze(1), torch.tensor(_HIGH_PASS, device=x.device)[None, None])
-    step = (x[..., 1:] - x[..., :-1]).abs()
-    border = torch.arange(1, x.shape[3], device=x.device) % 8 == 0
-    columns = (
-        grey.mean((1, 2, 3)),
-        grey.std((1, 2, 3)),
-        ((top - x.amin(1)) / top.clamp_min(1e-9)).mean((1, 2)),
-        laplacian.std((1, 2, 3)),
-        residual.view(len(x), -1).abs().median(1).values / (6 * 0.6745),  # 0.6745: the median of |N(0, 1)|
-        ((images == 0) | (images == 255)).float().mean((1, 2, 3)),
-        (step == 0).float().mean((1, 2, 3)),
-        (step[..., border].mean((1, 2, 3)) + 1e-3) / (step[..., ~border].mean((1, 2, 3)) + 1e-3),
-    )
-    return torch.stack(columns, 1).double().cpu().numpy()
-
-
-def shift(reference: Tensor, other: Tensor) -> pd.DataFrame:
-    """How far the measures of one set of images lie from another's: a row a measure, both sets uint8 [N, 3, H, W].
-
-    Columns: the two means; `difference`, that of the means in units of the pooled standard deviation (Cohen's d); `ks`,
-    the Kolmogorov-Smirnov statistic, the largest gap between the two cumulative distributions, 0 to 1; and `p`, its
-    p-value for one measure looked at alone. Raises CourseError for fewer than two images.
-    """
-    if min(len(reference), len(other)) < 2:
-        raise CourseError(f"Got {len(reference)} and {len(other)} images: a shift needs at least two on each side.")
-    a, b = measures(reference), measures(other)
-    spread, gap = np.sqrt((a.var() + b.var()) / 2), b.mean() - a.mean()
-    difference = (gap / spread.where(spread > 0)).where(gap != 0, 0.0)  # two constants that differ: not a number
-    tests = [ks_2samp(a[name], b[name], method="asymp") for name in a]
-    columns = {"reference": a.mean(), "other": b.mean(), "difference": difference}
-    return pd.DataFrame(columns).assign(ks=[float(t.statistic) for t in tests], p=[float(t.pvalue) for t in tests])
