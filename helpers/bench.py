@@ -249,7 +249,8 @@ def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 15.0)
     Each loop runs in a fresh process, one after the other. "ours" is how many times as fast "this course" is at that
     batch size; "ceiling" the share of this device's bfloat16 matrix products that the network's arithmetic makes up,
     the mean of two measurements around the table; "first s" is the first step, which compiles or captures; "augment"
-    and "between" are shares of our step, the latter what is lost between steps. Memory is the device's on CUDA, else the process's beyond the imported libraries.
+    and "between" are shares of our step, the latter what is lost between steps. Memory is the device's on CUDA, else
+    the process's beyond the imported libraries.
     Raises CourseError where CIFAR-10 is missing.
     """
     load_cifar10("train")
@@ -268,7 +269,8 @@ def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 15.0)
         "ours": (table["batch"].map(ours) / table["images/s"]).round(2),
         "ceiling": (table["images/s"] / ceiling).round(3), "s/epoch": (45_000 / table["images/s"]).round(1),
         "augment": (table["images/s"] / table["augment"]).round(4),
-        "between": (1 - table["images/s"] / table["alone"]).round(4), "first s": table["first"].round(1), "MB": table["MB"].round(0),
+        "between": (1 - table["images/s"] / table["alone"]).round(4),
+        "first s": table["first"].round(1), "MB": table["MB"].round(0),
     })  # fmt: skip
 
 

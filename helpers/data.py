@@ -1,4 +1,4 @@
-"""CIFAR-10 and shifted sets on disk -> uint8 tensors; splits; safe readers; the stand-in set."""
+"""CIFAR-10 and shifted sets on disk -> uint8 tensors; splits; the stand-in set."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from helpers import readers
 from helpers.runtime import ROOT, CourseError, generator, shown
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -289,68 +290,17 @@ def draw_scenes(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 # --------------------------------------------------------------------------------------------- shifted test sets
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles dicts, lists, numbers, strings and numpy arrays, and refuses every other name a pickle may call."""
-
-    _allowed = frozenset(
-        (f"numpy.{core}.{name}")
-        for core in ("core", "_core")
-        for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
-    ) | {"numpy.ndarray", "numpy.dtype", "_codecs.encode"}
-
-    def find_class(self, module: str, name: str):
-        if f"{module}.{name}" not in self._allowed:
-            raise CourseError(
-                f"the pickle asks for {module}.{name}, which no set of images needs: do not trust this "
-                "file, and get it again from where it was published"
-            )
-        return super().find_class(module, name)
-
-
 def load_shifted(path: str | Path) -> tuple[Tensor, Tensor | None, Tensor]:
-    """A test set that has moved away from CIFAR-10, in one of three published forms.
+    """A test set that has moved away from CIFAR-10, in one of four forms.
 
-    * the competition's pickle: a dict with b'data' uint8 [N, 32, 32, 3] and b'ids' (no labels); read by an unpickler
-      that admits numpy arrays and nothing else, since a pickle from the internet may run anything;
+    * the competition's pickle: a dict with b'data' uint8 [N, 32, 32, 3] and b'ids' (no labels); nothing in it is run,
+      since a pickle from the internet may do anything (see `helpers.readers.read_pickle`);
     * CIFAR-10-C: `<kind>.npy` uint8 [N, 32, 32, 3] beside `labels.npy`;
-    * CIFAR-10.1: `<name>_data.npy` beside `<name>_labels.npy`.
+    * CIFAR-10.1: `<name>_data.npy` beside `<name>_labels.npy`;
+    * a folder of 32 x 32 PNG or JPEG images, by name; with labels where all lie in sub-folders named as in CLASSES,
+      with ids where the names are numbers (`123.png`), each once.
 
     Returns images uint8 [N, 3, 32, 32], labels int64 [N] or None, ids int64 [N] (0 .. N-1 where the set has none).
-    Raises CourseError if the file is missing, hostile, or of another shape.
+    Raises CourseError if the file is missing, hostile, torn or of another shape.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise CourseError(
-            f"{shown(path)} is not a file: give the competition's .pkl, a CIFAR-10-C <kind>.npy or a "
-            "CIFAR-10.1 <name>_data.npy."
-        )
-    labels = ids = None
-    try:
-        if path.suffix == ".npy":
-            images = np.load(path, allow_pickle=False)
-            beside = path.with_name(
-                path.name.replace("_data.npy", "_labels.npy") if path.name.endswith("_data.npy") else "labels.npy"
-            )
-            labels = np.load(beside, allow_pickle=False) if beside.is_file() else None
-        else:
-            with path.open("rb") as file:
-                content = _ArraysOnly(file, encoding="bytes").load()
-            images, ids = (content[key] for key in (b"data", b"ids"))
-    except CourseError as error:
-        raise CourseError(f"{shown(path)} was refused: {error}.") from None
-    except Exception as error:  # a torn or foreign file fails anywhere in the reader, with any type
-        raise CourseError(
-            f"{shown(path)} cannot be read as a set of images ({type(error).__name__}: {error}): "
-            "expected a pickled dict with b'data' and b'ids', or a .npy array."
-        ) from error
-    if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3)):
-        found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise CourseError(f"{shown(path)} holds {found}: expected uint8 [N, 32, 32, 3].")
-    for name, extra in (("labels", labels), ("ids", ids)):
-        if extra is not None and np.shape(extra) != (len(images),):
-            raise CourseError(
-                f"{shown(path)} has {len(images):,} images and {np.size(extra):,} {name}: expected one each."
-            )
-    tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    as_int = lambda values: torch.from_numpy(np.asarray(values).astype(np.int64))  # noqa: E731
-    return tensor, None if labels is None else as_int(labels), as_int(np.arange(len(images)) if ids is None else ids)
+    return readers.load(Path(path).expanduser(), CLASSES)

@@ -91,6 +91,20 @@ def images(
     return figure
 
 
+def pairs(first: Tensor, second: Tensor, captions: Sequence[str] = (), columns: int = 6, scale: float = 0.62) -> Figure:
+    """Pictures two by two: first[i] beside second[i], both uint8 [N, 3, H, W], with a caption above each pair."""
+    rows = -(-len(first) // columns)
+    figure, axes = new(rows, columns, columns * scale * 2.2, rows * (scale + 0.25 * bool(captions)), squeeze=False)
+    gap = torch.full((*first.shape[:3], 2), 255, dtype=torch.uint8, device=first.device)
+    for i, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if i < len(first):
+            axis.imshow(torch.cat((first[i], gap[i], second[i]), 2).permute(1, 2, 0).cpu().numpy())
+        if i < len(captions):
+            axis.set_title(captions[i], loc="center", fontsize=8, weight="normal", pad=2)
+    return figure
+
+
 def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure:
     """Images of each class in each named part of the data, as grouped bars."""
     figure, axis = new(height=2.8)
@@ -283,6 +297,71 @@ def intervals(frame: pd.DataFrame, title: str, xlabel: str = "test accuracy, %")
     axis.set(title=title, xlabel=xlabel, yticks=y, ylim=(-0.7, len(frame) - 0.3))
     axis.set_yticklabels(list(frame["label"]))
     axis.margins(x=0.1)
+    return figure
+
+
+def forest(frame: pd.DataFrame, title: str) -> Figure:
+    """Differences with their intervals, as `helpers.shift.shift` gives them: a row a measure, a dotted line at none.
+
+    Filled circles where the interval lies to one side of 0, open ones where it does not. The axis is linear up to one
+    spread and logarithmic beyond, so that small and large differences fit in one picture.
+    """
+    frame = frame.dropna(subset=["difference", "low", "high"])
+    figure, axis = new(height=0.27 * len(frame) + 1.2)
+    y, value = np.arange(len(frame))[::-1], frame["difference"].to_numpy()
+    sure = ((frame["low"] > 0) | (frame["high"] < 0)).to_numpy()
+    bars = [(value - frame["low"]).clip(lower=0), (frame["high"] - value).clip(lower=0)]
+    axis.axvline(0, color=GREY, linestyle=":", linewidth=1.2)
+    axis.errorbar(value, y, xerr=bars, fmt="none", color=PALETTE[0], capsize=3, linewidth=1.4)
+    for which, fill in ((sure, PALETTE[0]), (~sure, "white")):
+        axis.plot(value[which], y[which], "o", color=PALETTE[0], markerfacecolor=fill, markersize=6)
+    axis.margins(x=0.1)
+    axis.set_xscale("symlog", linthresh=1)
+    ticks = [-100, -30, -10, -3, -1, -0.5, 0, 0.5, 1, 3, 10, 30, 100]
+    axis.set_xticks([tick for tick in ticks if axis.get_xlim()[0] <= tick <= axis.get_xlim()[1]])
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set(title=title, xlabel="difference of the means, in the reference's standard deviations", yticks=y,
+             ylim=(-0.7, len(frame) - 0.3))  # fmt: skip
+    axis.set_yticklabels([str(name).replace("_", " ") for name in frame.index])
+    return figure
+
+
+def spectra(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Radial power spectra, as `helpers.shift.spectrum` gives them, with bands for their intervals.
+
+    Left the power, right its ratio to the first set's, where a change shows that no eye finds left.
+    """
+    figure, axes = new(1, 2, width=8.8, height=3.2)
+    first = next(iter(tables.values()))["power"].to_numpy()
+    for i, (name, table) in enumerate(tables.items()):
+        style = {"color": PALETTE[i % 10], "linestyle": DASHES[i % 7], "marker": MARKERS[i % 7], "markersize": 4}
+        for axis, unit in zip(axes, (1.0, first), strict=True):
+            axis.plot(table["frequency"], table["power"] / unit, label=name, linewidth=1.6, **style)
+            axis.fill_between(table["frequency"], table["low"] / unit, table["high"] / unit, color=style["color"],
+                              alpha=0.25, linewidth=0)  # fmt: skip
+    axes[0].set(title=title, yscale="log", xlabel="cycles a pixel", ylabel="power")
+    axes[1].set(title=f"relative to {next(iter(tables))}", yscale="log", xlabel="cycles a pixel", ylabel="ratio")
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def shares(frame: pd.DataFrame, title: str) -> Figure:
+    """Shares in per cent with their intervals, as `KindFinder.shares` of helpers.shift gives them, the largest on top.
+
+    Crosses mark a column `true`, where the frame has one.
+    """
+    frame = frame.sort_values("share", ascending=False)
+    figure, axis = new(height=0.27 * len(frame) + 1.2)
+    y, value = np.arange(len(frame))[::-1], 100 * frame["share"].to_numpy()
+    axis.barh(y, value, 0.7, color=PALETTE[0], alpha=0.6, label="estimated")
+    axis.errorbar(value, y, xerr=[value - 100 * frame["low"], 100 * frame["high"] - value], fmt="none", color="0.25",
+                  capsize=3, linewidth=1.2)  # fmt: skip
+    if "true" in frame:
+        axis.plot(100 * frame["true"], y, "x", color=PALETTE[3], markersize=7, markeredgewidth=2, label="true")
+        axis.legend(frameon=False, loc="lower right")
+    axis.set(title=title, xlabel="share of the images, %", yticks=y, ylim=(-0.7, len(frame) - 0.3), xlim=(0, None))
+    axis.set_yticklabels([str(name).replace("_", " ") for name in frame.index])
+    axis.grid(axis="y", visible=False)
     return figure
 
 

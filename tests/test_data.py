@@ -1,4 +1,4 @@
-"""CIFAR-10 on disk, its faults, the splits, the stand-in set and the readers of shifted sets."""
+"""CIFAR-10 on disk, its faults, the splits and the stand-in set."""
 
 import hashlib
 import os
@@ -251,74 +251,3 @@ def test_drawn_scenes_are_seeded_pictures_with_the_classes_they_show():
         images, data.draw_scenes(6, seed=2)[0]
     )
     assert len(images.flatten(1).unique(dim=0)) == 6
-
-
-# --------------------------------------------------------------------------------------------------- shifted sets
-
-
-@pytest.fixture
-def pictures():
-    return np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
-
-
-def test_competition_pickle(tmp_path, pictures):
-    path = tmp_path / "cifar_test_nolabel.pkl"
-    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
-        path.write_bytes(pickle.dumps({b"data": pictures, b"ids": np.arange(7) + 3}, protocol=protocol))
-        images, labels, ids = data.load_shifted(path)
-        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pictures) and images.is_contiguous()
-        assert labels is None and ids.tolist() == list(range(3, 10))
-
-
-def test_cifar10_c_and_cifar10_1(tmp_path, pictures):
-    np.save(tmp_path / "fog.npy", pictures)
-    np.save(tmp_path / "labels.npy", np.arange(7, dtype=np.uint8))
-    np.save(tmp_path / "v6_data.npy", pictures)
-    np.save(tmp_path / "v6_labels.npy", np.arange(7)[::-1])
-    assert data.load_shifted(tmp_path / "fog.npy")[1].tolist() == list(range(7))
-    assert data.load_shifted(tmp_path / "v6_data.npy")[1].tolist() == list(range(7))[::-1]
-    assert data.load_shifted(tmp_path / "fog.npy")[2].tolist() == list(range(7))
-
-
-@pytest.mark.parametrize("call", [(os.system, ("true",)), (eval, ("1",)), (np.load, ("x",)), (print, ("x",))])
-def test_hostile_pickles_are_refused_and_not_run(tmp_path, call):
-    class Hostile:
-        def __reduce__(self):
-            return call
-
-    path = tmp_path / "hostile.pkl"
-    for content in (Hostile(), {b"data": Hostile(), b"ids": [1]}, [np.zeros(3), Hostile()]):
-        path.write_bytes(pickle.dumps(content))
-        with pytest.raises(CourseError, match=r"refused: the pickle asks for .*do not trust"):
-            data.load_shifted(path)
-
-
-def test_object_arrays_cannot_smuggle_code(tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "owned"),)
-
-    np.save(tmp_path / "bad.npy", np.array([Hostile()], dtype=object), allow_pickle=True)
-    with pytest.raises(CourseError, match="cannot be read"):
-        data.load_shifted(tmp_path / "bad.npy")
-    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({b"data": np.array([Hostile()], dtype=object), b"ids": [1]}))
-    with pytest.raises(CourseError):
-        data.load_shifted(tmp_path / "bad.pkl")
-    assert not (tmp_path / "owned").exists()
-
-
-@pytest.mark.parametrize("content", [
-    b"", b"not a pickle", pickle.dumps({"data": 1}), pickle.dumps([1, 2]),
-    pickle.dumps({b"data": np.zeros((2, 32, 32)), b"ids": np.arange(2)}),
-    pickle.dumps({b"data": np.zeros((2, 3, 32, 32), np.uint8), b"ids": np.arange(2)}),
-    pickle.dumps({b"data": np.zeros((2, 32, 32, 3), np.uint8), b"ids": np.arange(3)}),
-    pickle.dumps({b"data": np.zeros((2, 32, 32, 3), np.uint8), b"ids": np.arange(2)})[:-900],
-])  # fmt: skip
-def test_other_files_are_refused_in_one_sentence(tmp_path, content):
-    path = tmp_path / "set.pkl"
-    path.write_bytes(content)
-    with pytest.raises(CourseError) as caught:
-        data.load_shifted(path)
-    assert "\n" not in str(caught.value) and "set.pkl" in str(caught.value)
-    with pytest.raises(CourseError, match="is not a file"):
-        data.load_shifted(tmp_path / "absent.pkl")

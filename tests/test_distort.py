@@ -1,4 +1,4 @@
-"""Distortions against colorsys, Pillow, scipy.ndimage and the noises' own theory; measures against made-up images."""
+"""Distortions against colorsys, Pillow, scipy.ndimage and the noises' own theory."""
 
 import colorsys
 import io
@@ -20,13 +20,10 @@ from helpers import evaluate, runs
 from helpers.data import draw_stand_in, load_shifted
 from helpers.distort import (
     KINDS,
-    MEASURES,
     SCORED,
     SEVERITIES,
     competition_like,
     distort,
-    measures,
-    shift,
     write_cifar10c,
     write_competition_like,
 )  # fmt: skip
@@ -514,7 +511,6 @@ def test_a_gpu_gives_what_the_cpu_gives(kind):
     assert ours.is_cuda and torch.equal(ours, distort(IMAGES.cuda(), kind, 3))
     near = (ours.cpu().int() - distort(IMAGES, kind, 3).int()).abs() <= 1
     assert near.float().mean() > 0.999  # a value at a threshold may fall on its other side
-    np.testing.assert_allclose(measures(ours), measures(ours.cpu()), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -600,89 +596,6 @@ def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):
             with pytest.raises(CourseError, match="a label for each"):
                 write(tmp_path / "new", images, labels)
     assert not list(tmp_path.iterdir())
-
-
-# ----------------------------------------------------------------------------------------------------- the measures
-
-
-def test_measures_of_constructed_images():
-    red = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    red[0] = 255
-    board = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * torch.ones(3, 1, 1)
-    half = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    half[:, :, 16:] = 255
-    plain, colour, checks, halves = measures(
-        torch.stack([grey(51, 1)[0], red, (board * 255).byte(), half])
-    ).itertuples()
-    assert (plain.brightness, plain.contrast, plain.saturation) == pytest.approx((0.2, 0, 0), abs=1e-6)
-    assert (plain.sharpness, plain.noise, plain.extremes, plain.repeats) == pytest.approx((0, 0, 0, 1), abs=1e-6)
-    assert (colour.brightness, colour.saturation, colour.extremes) == pytest.approx((0.299, 1, 1))
-    assert checks.repeats == 0 and checks.sharpness == pytest.approx(4, rel=1e-3)  # the Laplacian is +-4
-    assert checks.noise == pytest.approx(8 / (6 * 0.6745))
-    assert halves.blocks > 100 and checks.blocks == pytest.approx(1)
-    assert (halves.brightness, halves.repeats) == pytest.approx((0.5, 30 / 31))
-
-
-@pytest.mark.parametrize("sigma", [5, 10, 20])
-def test_the_noise_measure_recovers_the_noise_that_was_added(sigma):
-    noisy = np.clip(np.rint(np.random.default_rng(0).normal(128, sigma, (50, 3, 32, 32))), 0, 255).astype(np.uint8)
-    assert measures(torch.from_numpy(noisy))["noise"].mean() == pytest.approx(sigma / 255, rel=0.05)
-
-
-def test_measures_of_no_images_are_an_empty_table():
-    assert list(measures(IMAGES[:0]).columns) == list(MEASURES) and len(measures(IMAGES[:0])) == 0
-
-
-def test_a_set_is_not_shifted_from_itself():
-    table = shift(IMAGES, IMAGES)
-    assert list(table.index) == list(MEASURES)
-    assert (table[["difference", "ks"]] == 0).all(axis=None) and (table["p"] == 1).all()
-
-
-def test_shift_agrees_with_scipy_and_with_cohens_d():
-    a, b = measures(IMAGES[:30]), measures(IMAGES[30:])
-    table = shift(IMAGES[:30], IMAGES[30:])
-    for name in MEASURES:
-        assert table.ks[name] == pytest.approx(stats.ks_2samp(a[name], b[name]).statistic)
-        pooled = math.sqrt((a[name].var(ddof=1) + b[name].var(ddof=1)) / 2)
-        assert table.difference[name] == pytest.approx((b[name].mean() - a[name].mean()) / pooled)
-
-
-@pytest.mark.parametrize(
-    ("kind", "measure", "sign"),
-    [
-        ("brightness", "brightness", 1),
-        ("contrast", "contrast", -1),
-        ("saturate", "saturation", 1),
-        ("gaussian_blur", "sharpness", -1),
-        ("gaussian_noise", "noise", 1),
-        ("impulse_noise", "extremes", 1),
-        ("pixelate", "repeats", 1),
-    ],
-)
-def test_shift_recognises_what_a_distortion_moves(kind, measure, sign):
-    wave = torch.sin(torch.linspace(0, 5, 32)) * 40  # smooth pictures: what is sharp or noisy was added
-    x = (
-        torch.rand(80, 3, 1, 1, generator=generator(4)) * 80
-        + 90
-        + wave * torch.rand(80, 1, 32, 1, generator=generator(5))
-    )
-    clean = (x + torch.randn(80, 3, 32, 32, generator=generator(6)) * 3).clamp(0, 255).byte()
-    quiet, loud = shift(clean[:40], clean[40:]), shift(clean[:40], distort(clean[40:], kind, 5))
-    assert loud.difference[measure] * sign > 1
-    assert loud.ks[measure] > 0.45 > quiet.ks[measure]
-
-
-def test_blocks_give_jpeg_away():
-    slope = torch.linspace(-60, 60, 32) * torch.rand(80, 3, 32, 1, generator=generator(8))
-    smooth = (128 + slope).byte()
-    assert shift(smooth[:40], smooth[40:]).ks["blocks"] < 0.4
-    assert shift(smooth[:40], distort(smooth[40:], "jpeg_compression", 5)).ks["blocks"] > 0.6
-
-
-def test_a_shift_needs_two_images_on_each_side():
-    with pytest.raises(CourseError, match="at least two"):
-        shift(IMAGES, IMAGES[:1])
 
 
 # ------------------------------------------------------------------------------------- a network on distorted images

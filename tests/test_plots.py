@@ -59,6 +59,16 @@ TRIALS = pd.DataFrame({
 ERRORS = pd.DataFrame({"method": ["b", "a"], "error": [0.05, 0.15], "low": [0.01, 0.1], "high": [0.1, 0.2]})
 DRAWN = draw_stand_in(40, seed=3)
 
+SHIFT = pd.DataFrame(
+    {"difference": [-0.2, 4.0, 0.1, np.nan], "low": [-0.3, 3.0, -0.1, np.nan], "high": [-0.1, 5.0, 0.3, np.nan]},
+    ["red", "noise", "near_grey", "constant"],
+)
+SPECTRUM = pd.DataFrame({"frequency": [0.1, 0.3, 0.5], "power": [1, 0.1, 0.01], "low": 0.009, "high": 1.1})
+SHARES = pd.DataFrame(
+    {"share": [0.1, 0.7, 0.2], "low": [0, 0.6, 0.1], "high": [0.2, 0.8, 0.3], "true": [0, 0.75, 0.25]},
+    ["clean", "shot_noise", "contrast"],
+)
+
 # One call of every public function that makes a figure; a test below says so when one is missing.
 EXAMPLES = {
     "images": lambda: plots.images([DRAWN.images[:3], DRAWN.images[3:5]], ["one", "two"], ["x", "y", "z"]),
@@ -68,6 +78,10 @@ EXAMPLES = {
     "excitations": lambda: plots.excitations(net(), DRAWN.images / 255, DRAWN.labels, CLASSES),
     "curves": lambda: plots.curves({"a": [history(0), history(1)], "b": [history(2)]}, "val_loss", "title", "nats"),
     "lines": lambda: plots.lines({"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])}, "title", "x", "y"),
+    "pairs": lambda: plots.pairs(DRAWN.images[:7], DRAWN.images[7:14], [f"0.{i}" for i in range(7)], columns=3),
+    "forest": lambda: plots.forest(SHIFT, "title"),
+    "spectra": lambda: plots.spectra({"a": SPECTRUM, "b": SPECTRUM.assign(power=SPECTRUM.power / 2)}, "title"),
+    "shares": lambda: plots.shares(SHARES, "title"),
     "intervals": lambda: plots.intervals(ROWS, "title"),
     "confusion": lambda: plots.confusion(np.arange(1, 101).reshape(10, 10), CLASSES),
     "heat": lambda: plots.heat(pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4]}, ["p", "q"]), "title", "share"),
@@ -289,6 +303,48 @@ def test_images_shows_the_pixels_it_got():
         if given is not None:
             np.testing.assert_array_equal(picture, given.permute(1, 2, 0).numpy())
     assert [axes[0].get_ylabel(), axes[3].get_ylabel()] == ["one", "two"]
+
+
+def test_pairs_lie_side_by_side_with_their_captions():
+    axes = EXAMPLES["pairs"]().axes
+    for i, axis in enumerate(axes[:7]):
+        shown = np.asarray(axis.images[0].get_array())
+        np.testing.assert_array_equal(shown[:, :32], DRAWN.images[i].permute(1, 2, 0).numpy())
+        np.testing.assert_array_equal(shown[:, 34:], DRAWN.images[7 + i].permute(1, 2, 0).numpy())
+        assert axis.get_title() == f"0.{i}"
+    assert len(axes) == 9 and not any(axis.images for axis in axes[7:])
+
+
+def segments(axis) -> np.ndarray:
+    (bars,) = [collection for collection in axis.collections if isinstance(collection, LineCollection)]
+    return np.array(bars.get_segments())
+
+
+def test_forest_fills_what_lies_to_one_side_of_none():
+    axis = plots.forest(SHIFT, "title").axes[0]
+    np.testing.assert_allclose(segments(axis)[:, :, 0], SHIFT[["low", "high"]].dropna())
+    filled, open_ = [line for line in axis.lines if line.get_marker() == "o"]
+    assert filled.get_xdata().tolist() == [-0.2, 4.0] and open_.get_xdata().tolist() == [0.1]
+    assert open_.get_markerfacecolor() == "white" != filled.get_markerfacecolor()
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["red", "noise", "near grey"]
+
+
+def test_spectra_and_their_ratio_to_the_first():
+    power, ratio = EXAMPLES["spectra"]().axes
+    np.testing.assert_allclose(power.lines[1].get_ydata(), SPECTRUM.power / 2)
+    np.testing.assert_allclose(ratio.lines[0].get_ydata(), 1)
+    np.testing.assert_allclose(ratio.lines[1].get_ydata(), 0.5)
+    assert power.lines[0].get_marker() != power.lines[1].get_marker()
+
+
+def test_shares_are_bars_in_per_cent_with_the_truth_beside_them():
+    axis = plots.shares(SHARES, "title").axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["shot noise", "contrast", "clean"]
+    np.testing.assert_allclose([bar.get_width() for bar in axis.patches], [70, 20, 10])
+    np.testing.assert_allclose(segments(axis)[:, :, 0], [[60, 80], [10, 30], [0, 20]])
+    (crosses,) = [line for line in axis.lines if line.get_marker() == "x"]
+    np.testing.assert_allclose(crosses.get_xdata(), [75, 25, 0])
+    assert not plots.shares(SHARES.drop(columns="true"), "title").axes[0].get_legend()
 
 
 def test_class_counts_are_the_heights():

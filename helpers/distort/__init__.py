@@ -1,4 +1,4 @@
-"""Test-time corruptions at five severities, after CIFAR-10-C, and sets made with them; measures of a shift."""
+"""Test-time corruptions at five severities, after CIFAR-10-C, and sets made with them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from scipy.stats import ks_2samp
 from torch import Tensor
 
 from helpers.distort.kinds import CHANGES, CONSTANTS, KINDS, SCORED
@@ -32,7 +30,7 @@ def distort(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
         raise CourseError(f"There is no distortion {kind!r}: expected one of {', '.join(KINDS)}.")
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise CourseError(f"severity={severity!r} is out of range: expected a whole number from 1 to 5.")
-    _check(images)
+    checked(images)
     images = images.contiguous()
     constant, out = CONSTANTS[kind][int(severity) - 1], torch.empty_like(images)
     for first in range(0, len(images), 2_000):  # bounds the memory
@@ -42,7 +40,8 @@ def distort(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
     return out
 
 
-def _check(images: Tensor) -> None:
+def checked(images: Tensor) -> None:
+    """Raises CourseError unless images are uint8 [N, 3, H, W], H and W at least 16."""
     good = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
     if not good or min(images.shape[2:]) < 16:
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
@@ -81,7 +80,7 @@ def competition_like(images: Tensor, seed: int = 0) -> tuple[Tensor, pd.DataFram
     75 ways is as likely as another. None stays clean: the mix's accuracy is then the mean over kinds and severities,
     and who wants clean images has the test set. What the competition did to its images is not known.
     """
-    _check(images)
+    checked(images)
     ways = torch.randint(len(SCORED) * len(SEVERITIES), (len(images),), generator=generator(0xC0317, int(seed)))
     kinds, severities = [SCORED[way // 5] for way in ways.tolist()], (ways % 5 + 1).tolist()
     table, out = pd.DataFrame({"kind": kinds, "severity": severities}), torch.empty_like(images)
@@ -109,7 +108,7 @@ def write_competition_like(path: str | Path, images: Tensor, labels: Tensor, see
 
 
 def _check_pairs(images: Tensor, labels: Tensor) -> None:
-    _check(images)
+    checked(images)
     if images.shape[2:] != (32, 32) or len(labels) != len(images):
         raise CourseError(
             f"Got images {list(images.shape)} and {len(labels):,} labels: expected [N, 3, 32, 32] and a label for each."
@@ -119,64 +118,3 @@ def _check_pairs(images: Tensor, labels: Tensor) -> None:
 def _pixels(images: Tensor) -> np.ndarray:
     """Channels last, as published."""
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
-
-
-# --------------------------------------------------------------------------------------------- measures of a shift
-
-MEASURES = {
-    "brightness": "mean of the grey image, 0 to 1",
-    "contrast": "standard deviation of the grey image",
-    "saturation": "mean S of HSV",
-    "sharpness": "standard deviation of the grey image's Laplacian",
-    "noise": "standard deviation of pixel noise, from the median absolute high-pass residual (after Immerkaer 1996)",
-    "extremes": "share of values that are exactly 0 or 255",
-    "repeats": "share of neighbours in a row that are exactly equal",
-    "blocks": "mean step across the borders of 8 x 8 blocks over the mean step elsewhere",
-}
-_LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
-_HIGH_PASS = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))
-
-
-def measures(images: Tensor) -> pd.DataFrame:
-    """A row an image of uint8 [N, 3, H, W], a column a measure (see MEASURES); no labels and no network are needed."""
-    _check(images)
-    parts = [_measure(part) for part in images.split(2_000) if len(part)]
-    return pd.DataFrame(np.concatenate(parts) if parts else np.empty((0, len(MEASURES))), columns=list(MEASURES))
-
-
-def _measure(images: Tensor) -> np.ndarray:
-    x = images.float() / 255
-    grey = (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
-    top = x.amax(1)
-    laplacian = F.conv2d(grey, torch.tensor(_LAPLACIAN, device=x.device)[None, None])
-    residual = F.conv2d(x.flatten(0, 1).unsqueeze(1), torch.tensor(_HIGH_PASS, device=x.device)[None, None])
-    step = (x[..., 1:] - x[..., :-1]).abs()
-    border = torch.arange(1, x.shape[3], device=x.device) % 8 == 0
-    columns = (
-        grey.mean((1, 2, 3)),
-        grey.std((1, 2, 3)),
-        ((top - x.amin(1)) / top.clamp_min(1e-9)).mean((1, 2)),
-        laplacian.std((1, 2, 3)),
-        residual.view(len(x), -1).abs().median(1).values / (6 * 0.6745),  # 0.6745: the median of |N(0, 1)|
-        ((images == 0) | (images == 255)).float().mean((1, 2, 3)),
-        (step == 0).float().mean((1, 2, 3)),
-        (step[..., border].mean((1, 2, 3)) + 1e-3) / (step[..., ~border].mean((1, 2, 3)) + 1e-3),
-    )
-    return torch.stack(columns, 1).double().cpu().numpy()
-
-
-def shift(reference: Tensor, other: Tensor) -> pd.DataFrame:
-    """How far the measures of one set of images lie from another's: a row a measure, both sets uint8 [N, 3, H, W].
-
-    Columns: the two means; `difference`, that of the means in units of the pooled standard deviation (Cohen's d); `ks`,
-    the Kolmogorov-Smirnov statistic, the largest gap between the two cumulative distributions, 0 to 1; and `p`, its
-    p-value for one measure looked at alone. Raises CourseError for fewer than two images.
-    """
-    if min(len(reference), len(other)) < 2:
-        raise CourseError(f"Got {len(reference)} and {len(other)} images: a shift needs at least two on each side.")
-    a, b = measures(reference), measures(other)
-    spread, gap = np.sqrt((a.var() + b.var()) / 2), b.mean() - a.mean()
-    difference = (gap / spread.where(spread > 0)).where(gap != 0, 0.0)  # two constants that differ: not a number
-    tests = [ks_2samp(a[name], b[name], method="asymp") for name in a]
-    columns = {"reference": a.mean(), "other": b.mean(), "difference": difference}
-    return pd.DataFrame(columns).assign(ks=[float(t.statistic) for t in tests], p=[float(t.pvalue) for t in tests])
