@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from helpers import estimate, evaluate, plots, runs
+from helpers import distort, estimate, evaluate, plots, runs
 from helpers.augment import Augment
 from helpers.data import CLASSES, ImageSet, load_shifted
 from helpers.recipe import Recipe
@@ -69,7 +69,7 @@ def _labelled(run: runs.Run, test: ImageSet, folder: Path) -> dict:
 def _corrupted(run: runs.Run, sets: Iterable[tuple[str, int, Tensor, Tensor]], folder: Path) -> None:
     table, _, _ = evaluate.corruption_table(evaluate.load_model(run), run.record["recipe"]["precision"], sets)
     grid = 100 * table.pivot(index="kind", columns="severity", values="accuracy").loc[table.kind.unique()]
-    scored = table.kind[table.kind.isin(evaluate.SCORED)].nunique()
+    scored = table.kind[table.kind.isin(distort.SCORED)].nunique()
     print(f"{grid.round(2).to_string()}\n")
     print(f"mean corruption accuracy {percent(evaluate.mean_corruption_accuracy(table))}: {scored} kinds at "
           f"{grid.shape[1]} severities, {table['count'][0]:,} images each")  # fmt: skip

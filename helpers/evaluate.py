@@ -23,8 +23,6 @@ from helpers.data import CLASSES, ImageSet, load_set, load_shifted
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, percent, pick_device, replacing, shown
 
-SCORED = distort.KINDS[:15]  # the kinds that the mean corruption accuracy is a mean of
-
 
 class Accuracy(NamedTuple):
     """A share in [0, 1] with its 95 % Wilson interval and the number of images it was counted on."""
@@ -262,7 +260,7 @@ def corruption_table(
 
 def mean_corruption_accuracy(table: pd.DataFrame) -> float:
     """Mean over the scored kinds of the mean over severities (Hendrycks and Dietterich 2019), in [0, 1]."""
-    return float(table[table.kind.isin(SCORED)].groupby("kind").accuracy.mean().mean())
+    return float(table[table.kind.isin(distort.SCORED)].groupby("kind").accuracy.mean().mean())
 
 
 def shifted_metrics(
