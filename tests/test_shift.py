@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from helpers import data, shift
 from helpers.data import draw_stand_in
@@ -260,6 +261,8 @@ def altered(images: torch.Tensor) -> dict[str, torch.Tensor]:
         "shifted": x.roll((2, -3), (2, 3)),
         "mirrored": x.flip(3),
         "mirrored, shifted, darker": x.flip(3).roll(-2, 3) * 0.8,
+        "enlarged": center_crop(resize(x, [37, 37]), [32, 32]),
+        "wider": center_crop(resize(x, [32, 37]), [32, 32]),
         "blurred": distort(images, "gaussian_blur", 3).float(),
         "JPEG": distort(images, "jpeg_compression", 5).float(),
     }
@@ -311,14 +314,25 @@ def test_frames_do_not_make_twins_and_images_without_detail_have_none():
     assert list(shift.near_duplicates(framed, grey(10))) == ["index_a", "index_b", "distance", "mirrored"]
 
 
+# Forty of the pairs (training image, test image) that Barz and Denzler (2020) call near-duplicates, as they list them.
+KNOWN_TWINS = [
+    (6801, 2901), (22402, 896), (34116, 673), (43161, 516), (44097, 3745), (40396, 4989), (19059, 7029),
+    (17419, 3991), (2362, 7052), (37995, 5243), (45515, 4362), (31706, 2830), (34546, 576), (47578, 1071),
+    (35894, 3641), (37361, 1920), (49426, 3520), (6844, 9703), (3887, 4297), (7524, 6563), (26647, 7075),
+    (41091, 4424), (23051, 535), (48375, 3663), (22956, 6435), (35398, 8299), (37987, 5863), (16752, 6350),
+    (12446, 4332), (2889, 4105), (41088, 5423), (17624, 3763), (46506, 40), (11817, 2911), (20304, 104),
+    (37755, 7225), (41379, 6503), (44426, 6864), (37546, 6893), (8171, 6668),
+]  # fmt: skip
+
+
 @pytest.mark.skipif(data.source(stand_in=True) == data.STAND_IN, reason="CIFAR-10 is not here: set CIFAR10_ROOT")
 def test_known_twins_in_cifar10_are_found():
-    """Four pairs of those that Barz and Denzler (2020) found by a network's features and by eye."""
-    known = [(49007, 6611), (9640, 7293), (6801, 2901), (34116, 673)]  # training image, test image
+    """They were found by a network's features and by eye; a few are turned, or another moment of the same scene."""
     train, test = (data.load_cifar10(split)[0] for split in ("train", "test"))
-    few = torch.cat((torch.tensor([i for i, _ in known]), torch.arange(3_000)))
-    pairs = shift.near_duplicates(train[few], test[[j for _, j in known]])
-    assert {(int(few[i]), known[j][1]) for i, j in zip(pairs.index_a, pairs.index_b, strict=True)} == {*known}
+    few = torch.cat((torch.tensor([i for i, _ in KNOWN_TWINS]), torch.arange(3_000)))
+    pairs = shift.near_duplicates(train[few], test[[j for _, j in KNOWN_TWINS]])
+    found = {(int(few[i]), KNOWN_TWINS[j][1]) for i, j in zip(pairs.index_a, pairs.index_b, strict=True)}
+    assert len(found & {*KNOWN_TWINS}) >= 36
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes
