@@ -492,3 +492,10 @@ def test_reproduce_refuses_before_anything_runs(course, tmp_path):
     refused("no notebook '09'", only=["01", "09"])
     refused("cannot take steps = 'many'", extra_parameters={"steps": "many"})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"notebooks": {}}', '{"profile": 1, "notebooks": [1]}'])
+def test_a_damaged_summary_is_one_sentence(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(CourseError, match=r"summary\.json is damaged \(\w+\): run .* again\.$"):
+        notebooks.rebuild_report(tmp_path)

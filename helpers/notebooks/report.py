@@ -41,8 +41,15 @@ def rebuild_report(out_dir: Path, folder: Path = NOTEBOOKS) -> Path:
     out_dir = Path(out_dir).resolve()
     if not (out_dir / "summary.json").exists():
         raise CourseError(f"There is no summary.json in {shown(out_dir)}: run `python -m helpers reproduce` first.")
-    summary = json.loads((out_dir / "summary.json").read_text(encoding="utf-8"))
-    contents = new_notebook(cells=[new_markdown_cell(_contents(summary))], metadata={"title": "Course report"})
+    try:
+        summary = json.loads((out_dir / "summary.json").read_text(encoding="utf-8"))
+        cells = [new_markdown_cell(_contents(summary))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CourseError(
+            f"{shown(out_dir / 'summary.json')} is damaged ({type(error).__name__}): run `python -m helpers reproduce` "
+            "again."
+        ) from error
+    contents = new_notebook(cells=cells, metadata={"title": "Course report"})
     pages = {"contents": contents} | {name: read(out_dir / f"{name}.ipynb") for name in summary["notebooks"]}
 
     def address(match: re.Match) -> str:
