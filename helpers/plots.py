@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
 from helpers.data import BANNER, STAND_IN
@@ -71,13 +72,15 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def images(
-    rows: Sequence[Tensor], row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), scale: float = 0.8
-) -> Figure:
+    rows: Sequence[Tensor], row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), scale: float = 0.8,
+    title: str = "",
+) -> Figure:  # fmt: skip
     """A grid of pictures: each row a tensor [N, 3, H, W], uint8 or float in [0, 1]; names for rows and columns."""
     count = max(len(row) for row in rows)
     label_width = 0.085 * max((len(label) for label in row_labels), default=0)
-    figure, axes = new(len(rows), count, count * scale + label_width, len(rows) * scale + 0.25 * bool(column_labels),
-                       squeeze=False)  # fmt: skip
+    height = len(rows) * scale + 0.25 * bool(column_labels) + 0.3 * bool(title)
+    figure, axes = new(len(rows), count, count * scale + label_width, height, squeeze=False)
+    _head(figure, title)
     for i, row in enumerate(rows):
         for j, axis in enumerate(axes[i]):
             axis.set(xticks=[], yticks=[])
@@ -91,10 +94,14 @@ def images(
     return figure
 
 
-def pairs(first: Tensor, second: Tensor, captions: Sequence[str] = (), columns: int = 6, scale: float = 0.62) -> Figure:
+def pairs(
+    first: Tensor, second: Tensor, captions: Sequence[str] = (), columns: int = 6, scale: float = 0.62, title: str = ""
+) -> Figure:
     """Pictures two by two: first[i] beside second[i], both uint8 [N, 3, H, W], with a caption above each pair."""
     rows = -(-len(first) // columns)
-    figure, axes = new(rows, columns, columns * scale * 2.2, rows * (scale + 0.25 * bool(captions)), squeeze=False)
+    height = rows * (scale + 0.25 * bool(captions)) + 0.3 * bool(title)
+    figure, axes = new(rows, columns, columns * scale * 2.2, height, squeeze=False)
+    _head(figure, title)
     gap = torch.full((*first.shape[:3], 2), 255, dtype=torch.uint8, device=first.device)
     for i, axis in enumerate(axes.flat):
         axis.axis("off")
@@ -103,6 +110,12 @@ def pairs(first: Tensor, second: Tensor, captions: Sequence[str] = (), columns: 
         if i < len(captions):
             axis.set_title(captions[i], loc="center", fontsize=8, weight="normal", pad=2)
     return figure
+
+
+def _head(figure: Figure, title: str) -> None:
+    """A title over all panels, like those of single ones; none for ''."""
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize="medium", weight="bold")
 
 
 def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure:
@@ -341,6 +354,9 @@ def spectra(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
                               alpha=0.25, linewidth=0)  # fmt: skip
     axes[0].set(title=title, yscale="log", xlabel="cycles a pixel", ylabel="power")
     axes[1].set(title=f"relative to {next(iter(tables))}", yscale="log", xlabel="cycles a pixel", ylabel="ratio")
+    axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))  # few decades: 0.7, 1, 1.5, no powers of ten
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].yaxis.set_minor_formatter("")
     axes[0].legend(frameon=False)
     return figure
 
@@ -357,7 +373,8 @@ def shares(frame: pd.DataFrame, title: str) -> Figure:
     axis.errorbar(value, y, xerr=[value - 100 * frame["low"], 100 * frame["high"] - value], fmt="none", color="0.25",
                   capsize=3, linewidth=1.2)  # fmt: skip
     if "true" in frame:
-        axis.plot(100 * frame["true"], y, "x", color=PALETTE[3], markersize=7, markeredgewidth=2, label="true")
+        axis.plot(100 * frame["true"], y, "x", color=PALETTE[3], markersize=7, markeredgewidth=2, label="true",
+                  clip_on=False, zorder=3)  # fmt: skip
         axis.legend(frameon=False, loc="lower right")
     axis.set(title=title, xlabel="share of the images, %", yticks=y, ylim=(-0.7, len(frame) - 0.3), xlim=(0, None))
     axis.set_yticklabels([str(name).replace("_", " ") for name in frame.index])
@@ -431,7 +448,7 @@ def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
     """
     figure, axes = new(1, len(errors), width=3.0 * len(errors), height=3.7, sharex=True, sharey=True, squeeze=False)
     values = 100 * trials[["true", "predicted"]].to_numpy()
-    ends = max(values.min() - 4, 0), min(values.max() + 4, 100)
+    ends = max(values.min() - 4, 0), min(values.max() + 8, 100)
     for axis, row in zip(axes[0], errors.itertuples(), strict=True):
         part = trials[trials.method == row.method]
         axis.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=1.2)
@@ -439,12 +456,13 @@ def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
             axis.plot(100 * points.true, 100 * points.predicted, linestyle="", marker=MARKERS[i % 7], markersize=5,
                       color=PALETTE[i % 10], alpha=0.8, label=f"severity {severity}")  # fmt: skip
         worst = part.loc[(part.predicted - part.true).abs().idxmax()]
-        axis.annotate(worst.kind.replace("_", " "), (100 * worst.true, 100 * worst.predicted), xytext=(6, 4),
-                      textcoords="offset points", fontsize=8)  # fmt: skip
+        axis.annotate(worst.kind.replace("_", " "), (100 * worst.true, 100 * worst.predicted), xytext=(3, 7),
+                      textcoords="offset points", fontsize=8,
+                      path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
         axis.set(title=f"{row.method}: {100 * row.error:.1f} points off\n[{100 * row.low:.1f}, {100 * row.high:.1f}]",
                  xlabel="true accuracy, %", xlim=ends, ylim=ends)  # fmt: skip
     axes[0][0].set_ylabel("predicted without labels, %")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    _head(figure, title)
     figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5)
     return figure
 
