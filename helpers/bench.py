@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
@@ -127,13 +128,21 @@ def _peak_mb() -> float:
     return sum(int(kb) for text in texts for kb in re.findall(fields, text)) / 1024
 
 
+def _forget_peak() -> None:
+    """Let the kernel count this process's peak anew from what it holds now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _contest(name: str, batch_size: int, seconds: float) -> tuple[float, float]:
     """Images per second and MB above what the process held before: run in a process of its own.
 
     It loads CIFAR-10 itself, as a training process does: one that never held a large block is slower, since the C
     library then returns every batch's memory to the system.
     """
-    images, before = load_cifar10("train")[0][:4096], _peak_mb()
+    images = load_cifar10("train")[0][:4096]
+    _forget_peak()
+    before = _peak_mb()
     batches = CONTESTANTS[name][0](images, batch_size)
     for _ in range(4):  # as many as two workers prefetch, so that none of these is counted
         next(batches)
@@ -144,7 +153,7 @@ def augment_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 3.0
     """Images/s and memory of the paper's whole augmentation on CIFAR-10 on the CPU, ours and three others.
 
     Every contestant runs in a fresh process, one after the other, `rounds` times around; its best round counts, since
-    other work on the machine can only slow it. "MB" is the peak beyond the imported libraries, workers included;
+    other work on the machine can only slow it. "MB" is the peak beyond libraries and data set, workers included;
     "ours" is how many times as fast this course is at that batch size. OMP_NUM_THREADS limits the two without workers.
     Raises CourseError where CIFAR-10 is missing.
     """
@@ -233,24 +242,29 @@ LOOPS = {
 def _loop(name: str, batch_size: int, seconds: float) -> dict[str, float]:
     """Images/s of a loop's parts, seconds of its first step, peak memory in MB: run in a process of its own."""
     images, labels = (part[:4096].numpy() for part in load_cifar10("train"))
+    _forget_peak()
     before, (make, count) = _peak_mb(), LOOPS[name]
     parts = make(images, labels, batch_size, count)
     start = time.perf_counter()
     parts["step"]()
     first = time.perf_counter() - start
-    rates = {part: _rate(call, batch_size * (count if part == "step" else 1), seconds) for part, call in parts.items()}
+    per_call = {part: batch_size * (count if part == "step" else 1) for part in parts}
+    windows = [  # in turn, so that what else the machine does meets all parts alike
+        {part: _rate(call, per_call[part], seconds / 5) for part, call in parts.items()} for _ in range(5)
+    ]
+    rates = pd.DataFrame(windows).median().to_dict()
     on_gpu = torch.cuda.is_available()
     return {**rates, "first": first, "MB": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _peak_mb() - before}
 
 
-def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 15.0) -> pd.DataFrame:
+def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 12.0) -> pd.DataFrame:
     """One training step of the paper's recipe on CIFAR-10, whole ladder and Mixup included, ours and the plain loop.
 
     Each loop runs in a fresh process, one after the other. "ours" is how many times as fast "this course" is at that
     batch size; "ceiling" the share of this device's bfloat16 matrix products that the network's arithmetic makes up,
     the mean of two measurements around the table; "first s" is the first step, which compiles or captures; "augment"
     and "between" are shares of our step, the latter what is lost between steps. Memory is the device's on CUDA, else
-    the process's beyond the imported libraries.
+    the process's beyond libraries and data set.
     Raises CourseError where CIFAR-10 is missing.
     """
     load_cifar10("train")

@@ -48,7 +48,10 @@ def read(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
             head, _, payload = path.read_bytes().partition(b"\n")
             if head != _MAGIC + hashlib.sha256(payload).hexdigest().encode():
                 raise ValueError("its checksum differs")
-            states.append(torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True))
+            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not {"count", "recipe", "data"} <= set(state):
+                raise ValueError("it is not a run's state")
+            states.append(state)
         except Exception as error:  # a foreign file that carries a checksum can fail in torch with any type
             problems.append(f"{shown(path)} is torn or foreign ({error})")
     if problems and not states:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import os
 import shutil
 import signal
 import sys
@@ -277,8 +278,9 @@ class Trainer:
 
 def _compile(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The model's pass as fused kernels, made at the first step; on a CPU a C++ compiler makes them."""
-    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise CourseError("compiled=True needs a C++ compiler on a CPU: install g++ or clang++, or leave it False.")
+    compiler = os.environ.get("CXX", "g++" if sys.platform == "linux" else "clang++")  # what torch would call
+    if device.type == "cpu" and not shutil.which(compiler):
+        raise CourseError(f"compiled=True needs the C++ compiler {compiler} on a CPU: install it, or leave it False.")
     return torch.compile(model)
 
 
@@ -374,8 +376,7 @@ class _Session:
         self.bar.update()
         due = time.perf_counter() - self.saved >= self.every
         if due or trainer.done % LOOK == 0:
-            trainer.check_finite(f"{shown(self.path)} keeps its last good checkpoint" if self.count else
-                                 "no checkpoint had been written yet")  # fmt: skip
+            trainer.check_finite(self.kept)
         if trainer.done == 0:
             row = trainer.history[-1]
             self.bar.write(
@@ -386,8 +387,14 @@ class _Session:
         if due:
             self.save()
 
+    @property
+    def kept(self) -> str:
+        if not self.count:
+            return "no checkpoint had been written yet"
+        return f"the last good checkpoint is {shown(self.path / checkpoint.SLOTS[self.count % 2])}"
+
     def save(self) -> None:
-        self.trainer.check_finite(f"{shown(self.path)} keeps its last good checkpoint")
+        self.trainer.check_finite(self.kept)
         self.count += 1
         self.tick()
         checkpoint.write(self.path, self.trainer.state(), self.count)
@@ -457,7 +464,8 @@ def _stop_requests() -> Iterator[dict[str, int]]:
 
 
 def _refuse_another(held: dict[str, Any], held_data: str, recipe: Recipe, source: str, run_dir: Path) -> None:
-    differs = [name for name, value in recipe.to_dict().items() if held.get(name) != value]
+    held = Recipe.from_dict(held).to_dict()  # a field that is younger than the run has its default
+    differs = [name for name, value in recipe.to_dict().items() if held[name] != value]
     differs += ["data"] if held_data != source else []
     if differs:
         raise CourseError(
@@ -493,7 +501,7 @@ def fitting_batch_size(recipe: Recipe, device: torch.device) -> int | None:
     """The largest of half, a quarter ... of the batch size whose step fits beside what is in use; found by trying."""
     batch_size = recipe.batch_size // 2
     while batch_size >= 2:
-        small = recipe.scaled_to(batch_size).but(train_size=max(10, batch_size))
+        small = recipe.scaled_to(batch_size).but(train_size=max(10, batch_size), compiled=False)
         blank = torch.zeros(small.train_size, 3, 32, 32, dtype=torch.uint8)
         images = ImageSet(blank, torch.zeros(small.train_size, dtype=torch.int64))
         try:

@@ -232,6 +232,18 @@ def test_never_waits_for_the_device(policy, monkeypatch):
         assert mixed.images.shape == out.shape
 
 
+def test_autograd_and_autocast_around_it_change_nothing():
+    images, augment = images_of(31, 8, (32, 32)), Augment(LAST)
+    expected = augment(images, generator(32))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(augment(images, generator(32)), expected)
+    families.constant.cache_clear()
+    out = augment(images, generator(32)).requires_grad_()  # fills the cache of constants; then autograd uses them
+    one = torch.ones(8)
+    families.colour(out, one, one, one).sum().backward()
+    assert out.grad.shape == out.shape
+
+
 @pytest.mark.parametrize("policy", ["autoaugment", "randaugment", "trivialaugment"])
 def test_computing_all_and_choosing_gives_the_same(policy, monkeypatch):
     """What every device but the CPU does in `where_it_pays` and `each_its_own`, done on the CPU."""

@@ -5,6 +5,7 @@ import copy
 import errno
 import io
 import itertools
+import json
 import math
 import multiprocessing
 import os
@@ -165,7 +166,7 @@ def test_the_losses_are_those_of_a_plain_loop(stand_in, tiny, changes):
         assert float(counted_right) == pytest.approx(right.item(), abs=1e-3)
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 def test_a_compiled_step_trains_alike(stand_in, tiny):
     """The same draws (the dropout's too), the same losses to rounding; validation stays eager."""
     losses = []
@@ -181,7 +182,8 @@ def test_a_compiled_step_trains_alike(stand_in, tiny):
 
 def test_compiling_without_a_compiler_is_refused_at_once(stand_in, tiny, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(CourseError, match=r"compiled=True needs a C\+\+ compiler"):
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(CourseError, match=r"compiled=True needs the C\+\+ compiler \S+ on a CPU"):
         train.Trainer(tiny.but(compiled=True), stand_in, CPU)
 
 
@@ -340,6 +342,14 @@ def test_an_interrupted_run_ends_with_the_same_bytes(finished_tiny, stand_in, ti
     assert resumed.record["metrics"] == runs.read(finished_tiny).record["metrics"]
 
 
+def test_a_run_from_before_a_field_existed_is_the_same_run(finished_tiny, stand_in, tiny, tmp_path):
+    path = shutil.copytree(finished_tiny, tmp_path / "old")
+    record = json.loads((path / "run.json").read_text())
+    del record["recipe"]["compiled"]
+    (path / "run.json").write_text(json.dumps(record))
+    assert fit(tiny, stand_in, path).record["metrics"] == record["metrics"]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_a_torn_checkpoint_is_named_and_the_one_before_it_used(finished_tiny, stand_in, tiny, tmp_path, share, capfd):
     newest, _ = interrupted(tiny, stand_in, tmp_path)
@@ -392,6 +402,15 @@ def test_a_hostile_checkpoint_is_not_executed(stand_in, tiny, tmp_path, signed):
     with pytest.raises(CourseError, match=r"checkpoint-a\.pt is torn or foreign"):
         fit(tiny, stand_in, path)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("state", [[1], {"count": 1}])
+def test_a_foreign_state_with_a_checksum_is_said_in_a_sentence(stand_in, tiny, tmp_path, state, monkeypatch):
+    monkeypatch.setattr(torch, "save", lambda _, buffer, save=torch.save: save(state, buffer))
+    checkpoint.write(tmp_path, {}, 0)
+    monkeypatch.undo()
+    with pytest.raises(CourseError, match=r"checkpoint-a\.pt is torn or foreign"):
+        fit(tiny, stand_in, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"foreign", b"foreign\n" * 9])
@@ -652,7 +671,8 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(stand_in, tiny
 
     monkeypatch.setattr(train, "mixed_cross_entropy", breaks)
     with pytest.raises(
-        CourseError, match=r"at step 7 \(epoch 2, learning rate ([\d.e-]+)\).*last good checkpoint"
+        CourseError,
+        match=r"at step 7 \(epoch 2, learning rate ([\d.e-]+)\).*last good checkpoint is \S+checkpoint-[ab]\.pt",
     ) as caught:
         fit(tiny, stand_in, tmp_path, checkpoint_seconds=0)
     assert f"{train.learning_rate(tiny, 7):.3g}" in str(caught.value) and "\n" not in str(caught.value)

@@ -23,7 +23,8 @@ HALF = 0.5  # torchvision floors each grey pixel; half a level is what that take
 @cache
 def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """A small constant on a device, copied there once: a copy per call would stall CUDA and break graph capture."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # autograd may meet it too, whoever asks for it first
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def per_image(values: Tensor) -> Tensor:
@@ -34,7 +35,8 @@ def per_image(values: Tensor) -> Tensor:
 @cache
 def centred(count: int, device: torch.device) -> Tensor:
     """The places of `count` pixels in a row, from their middle: float32 [count]."""
-    return torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2
+    with torch.inference_mode(False):
+        return torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2
 
 
 def where_it_pays(needed: Tensor, operation: Callable[..., Tensor], x: Tensor, *numbers: Tensor) -> Tensor:
