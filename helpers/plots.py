@@ -448,7 +448,7 @@ def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
     """
     figure, axes = new(1, len(errors), width=3.0 * len(errors), height=3.7, sharex=True, sharey=True, squeeze=False)
     values = 100 * trials[["true", "predicted"]].to_numpy()
-    ends = max(values.min() - 4, 0), min(values.max() + 8, 100)
+    ends = max(values.min() - 4, 0), min(values.max() + 4, 100)
     for axis, row in zip(axes[0], errors.itertuples(), strict=True):
         part = trials[trials.method == row.method]
         axis.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=1.2)
@@ -456,8 +456,8 @@ def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
             axis.plot(100 * points.true, 100 * points.predicted, linestyle="", marker=MARKERS[i % 7], markersize=5,
                       color=PALETTE[i % 10], alpha=0.8, label=f"severity {severity}")  # fmt: skip
         worst = part.loc[(part.predicted - part.true).abs().idxmax()]
-        axis.annotate(worst.kind.replace("_", " "), (100 * worst.true, 100 * worst.predicted), xytext=(3, 7),
-                      textcoords="offset points", fontsize=8,
+        axis.annotate(worst.kind.replace("_", " "), (100 * worst.true, 100 * worst.predicted), xytext=(7, -4),
+                      textcoords="offset points", va="center", fontsize=8,
                       path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
         axis.set(title=f"{row.method}: {100 * row.error:.1f} points off\n[{100 * row.low:.1f}, {100 * row.high:.1f}]",
                  xlabel="true accuracy, %", xlim=ends, ylim=ends)  # fmt: skip

@@ -305,6 +305,25 @@ def test_images_shows_the_pixels_it_got():
     assert [axes[0].get_ylabel(), axes[3].get_ylabel()] == ["one", "two"]
 
 
+@pytest.mark.parametrize("draw, given", [(plots.images, [[DRAWN.images[:3]]]),
+                                         (plots.pairs, [DRAWN.images[:2], DRAWN.images[2:4]])])  # fmt: skip
+def test_a_grid_of_pictures_may_have_a_title_and_keeps_its_pictures_as_large(draw, given):
+    plain, titled = draw(*given), draw(*given, title="whose images these are")
+    assert not plain.get_suptitle() and titled.get_suptitle() == "whose images these are"
+    sizes = []
+    for figure in (plain, titled):
+        figure.canvas.draw()
+        sizes.append(figure.axes[0].get_window_extent().height)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.15)
+
+
+def test_the_ratio_of_spectra_is_read_without_powers_of_ten():
+    axis = plots.spectra({"a": SPECTRUM, "b": SPECTRUM.assign(power=SPECTRUM.power * 1.9)}, "title").axes[1]
+    axis.figure.canvas.draw()
+    shown = [label.get_text() for label in axis.get_yticklabels(which="both") if label.get_text()]
+    assert {"1", "1.5"} <= set(shown) and all(float(text) > 0 for text in shown)
+
+
 def test_pairs_lie_side_by_side_with_their_captions():
     axes = EXAMPLES["pairs"]().axes
     for i, axis in enumerate(axes[:7]):
