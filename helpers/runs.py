@@ -152,6 +152,9 @@ def tier(recipe: str, device: str) -> str:
     return "cpu" if device.startswith("CPU") else "gpu"
 
 
+_DEFAULTS = Recipe("defaults").to_dict()  # what a record means that was written before a field existed
+
+
 def stale(recipe: dict[str, Any]) -> str:
     """The fields in which a record's recipe differs from the recipe of that name as it is now; "" if in none.
 
@@ -161,7 +164,7 @@ def stale(recipe: dict[str, Any]) -> str:
     if recipe["name"] not in RECIPES:
         return ""
     now = RECIPES[recipe["name"]].but(seed=recipe["seed"]).to_dict()
-    then = {**Recipe("defaults").to_dict(), **recipe}
+    then = {**_DEFAULTS, **recipe}
     return ", ".join(sorted(name for name in {*then, *now} if then.get(name) != now.get(name)))
 
 
@@ -185,7 +188,7 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
         except CourseError as error:
             warnings.warn(f"Left out: {error}", stacklevel=2)
             continue
-        record, recipe = run.record, dict(run.record["recipe"])
+        record, recipe = run.record, {**_DEFAULTS, **run.record["recipe"]}
         test = record.get("test", {})
         rows.append(
             {
@@ -199,7 +202,7 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
                 },
                 "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
                 "tier": tier(recipe["name"], record["device"]),
-                "ema": recipe.get("ema_decay", 0) > 0,
+                "ema": recipe["ema_decay"] > 0,
                 "stale": stale(recipe),
                 "history": history,
             }
