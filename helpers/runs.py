@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 from safetensors import SafetensorError, safe_open
 
 from helpers.data import CIFAR10
+from helpers.recipe import RECIPES, Recipe
 from helpers.runtime import ROOT, CourseError, replacing, shown
 
 RECORDED = ROOT / "data" / "runs"
@@ -32,6 +36,26 @@ DEFINITIONS = {
     "in nats; calibration_error: expected, in 15 bins; mirrored: the same of the mean softmax of each image and its "
     "mirror image",
 }
+
+_LOSS, _POSITIVE = {"type": "number", "minimum": 0}, {"type": "number", "exclusiveMinimum": 0}
+_SHARE = {**_LOSS, "maximum": 1}
+_COUNT, _TEXT = {"type": "integer", "minimum": 1}, {"type": "string", "minLength": 1}
+
+
+def _object(fields: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with at least these fields, each by its schema."""
+    return {"type": "object", "properties": fields, "required": list(fields)}
+
+
+# What every record holds; `test` comes once the run is evaluated, other entries are free.
+SCHEMA = _object({
+    "recipe": _object({"name": _TEXT, "seed": {"type": "integer", "minimum": 0}, "epochs": _COUNT}),
+    "data": _TEXT, "commit": _TEXT, "device": _TEXT, "versions": {"type": "object", "additionalProperties": _TEXT},
+    "parameters": _COUNT, "best_epoch": _COUNT, "seconds": _POSITIVE, "images_per_second": _POSITIVE,
+    "metrics": _object({"train_accuracy": _SHARE, "train_loss": _LOSS, "val_accuracy": _SHARE, "val_loss": _LOSS,
+                        "val_augmented_accuracy": _SHARE}),
+})  # fmt: skip
+SCHEMA["properties"]["test"] = _object({"accuracy": _SHARE, "low": _SHARE, "high": _SHARE, "count": _COUNT})
 
 
 @dataclass(frozen=True)
@@ -94,14 +118,13 @@ def read(path: str | Path) -> Run:
     path = path.parent if path.name == WEIGHTS else path
     try:
         record = _record(path)
-        if missing := {"recipe", "data", "metrics"} - set(record):
-            raise ValueError(f"without {missing}")
-        if not all(isinstance(record[key], dict) for key in ("recipe", "metrics")):
-            raise ValueError("recipe and metrics are not there")
+        if problem := best_match(Draft202012Validator(SCHEMA).iter_errors(record)):
+            raise ValueError(f"{problem.json_path}: {problem.message[:100]}")
         return Run(path, {key: record[key] for key in record if key != "definitions"})
     except (OSError, ValueError, TypeError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise CourseError(
-            f"{shown(path)} is not a finished run ({type(error).__name__}): expected a folder with run.json and "
+            f"{shown(path)} is not a finished run ({reason}): expected a folder with run.json and "
             "history.csv, as `python -m helpers train` leaves it, or a .safetensors file with its record inside or "
             "beside it."
         ) from error
@@ -122,29 +145,75 @@ def find(recipe: str, seed: int = 0, root: Path = RECORDED) -> Run:
     return read(root / recipe / str(seed))
 
 
+def tier(recipe: str, device: str) -> str:
+    """What a run may be compared with: `quick` (a quick recipe, anywhere), `cpu`, or `gpu`."""
+    if recipe.split("-")[0] == "quick":
+        return "quick"
+    return "cpu" if device.startswith("CPU") else "gpu"
+
+
+_DEFAULTS = Recipe("defaults").to_dict()  # what a record means that was written before a field existed
+
+
+def stale(recipe: dict[str, Any]) -> str:
+    """The fields in which a record's recipe differs from the recipe of that name as it is now; "" if in none.
+
+    A field that the record was written without had the value that is now its default. A name that is not in RECIPES
+    has nothing to differ from.
+    """
+    if recipe["name"] not in RECIPES:
+        return ""
+    now = RECIPES[recipe["name"]].but(seed=recipe["seed"]).to_dict()
+    then = {**_DEFAULTS, **recipe}
+    return ", ".join(sorted(name for name in {*then, *now} if then.get(name) != now.get(name)))
+
+
 def load(root: Path = RECORDED) -> pd.DataFrame:
     """Every finished run below `root`: one row a run, sorted by recipe and seed.
 
     Columns: recipe, seed, the recipe's fields, the metrics (see DEFINITIONS; accuracies in [0, 1]), test_accuracy with
-    its interval test_low .. test_high on test_count images, best_epoch, seconds, images_per_second, device, and
-    `history`, whose cells are DataFrames with a row an epoch.
+    its interval test_low .. test_high on test_count images, all of the best epoch's weights; data, parameters,
+    best_epoch, seconds (wall clock), images_per_second, device, commit, versions (as text); tier; ema (whether those
+    weights are a moving average); stale (the fields that the named recipe has changed since, see `current`); and
+    `history`, whose cells are DataFrames with a row an epoch. A damaged run is left out, with a warning that names it.
     """
     rows = []
     for path in sorted(Path(root).glob("*/*/run.json")):
-        run = read(path.parent)
-        record, recipe = run.record, dict(run.record["recipe"])
+        try:
+            run = read(path.parent)
+            history = run.history
+            if len(history) != run.record["recipe"]["epochs"]:
+                raise CourseError(f"{shown(path.parent)} has {len(history)} rows of history for "
+                                  f"{run.record['recipe']['epochs']} epochs: train the run again.")  # fmt: skip
+        except CourseError as error:
+            warnings.warn(f"Left out: {error}", stacklevel=2)
+            continue
+        record, recipe = run.record, {**_DEFAULTS, **run.record["recipe"]}
         test = record.get("test", {})
         rows.append(
             {
-                "recipe": recipe.pop("name"),
-                **recipe,
+                "recipe": recipe["name"],
+                **{name: value for name, value in recipe.items() if name != "name"},
                 **record["metrics"],
                 **{f"test_{key}": test.get(key) for key in ("accuracy", "low", "high", "count")},
                 **{
                     key: record[key]
                     for key in ("data", "parameters", "best_epoch", "seconds", "images_per_second", "device", "commit")
                 },
-                "history": run.history,
+                "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
+                "tier": tier(recipe["name"], record["device"]),
+                "ema": recipe["ema_decay"] > 0,
+                "stale": stale(recipe),
+                "history": history,
             }
         )
     return pd.DataFrame(rows).sort_values(["recipe", "seed"], ignore_index=True) if rows else pd.DataFrame()
+
+
+def current(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of load() whose recipe is still the one of its name; a warning names those left out."""
+    old = table[table["stale"] != ""] if len(table) else table
+    if len(old):
+        names = "; ".join(f"{row.recipe}/{row.seed} ({row.stale})" for row in old.itertuples())
+        warnings.warn(f"Left out, since the recipe of that name has changed: {names}: train them again.", stacklevel=2)
+    return table.drop(old.index).reset_index(drop=True)

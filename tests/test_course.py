@@ -7,7 +7,6 @@ import nbformat
 import pytest
 
 from helpers import data, notebooks, runs
-from helpers.runtime import ROOT, percent
 
 NOTEBOOKS = [entry.path for entry in notebooks.listing()]
 
@@ -41,17 +40,6 @@ def test_no_photograph_is_published():
         cells = nbformat.read(path, 4).cells
         (parameters,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
         assert "pictures" not in parameters or re.search(r'^pictures = "drawn"', parameters, re.MULTILINE)
-
-
-def test_the_readme_states_what_is_recorded():
-    """Every accuracy in the README's table of measurements is that of the runs in data/runs."""
-    stated = re.findall(r"^\| `([\w-]+)` \|.*\| ([\d.]+ %) \| ([\d.]+ %) to ([\d.]+ %) \|$",
-                        (ROOT / "README.md").read_text(), re.MULTILINE)  # fmt: skip
-    recorded = runs.load()
-    assert {name for name, *_ in stated} == set(recorded.recipe)
-    for name, mean, lowest, highest in stated:
-        values = recorded[recorded.recipe == name].test_accuracy
-        assert (mean, lowest, highest) == tuple(map(percent, (values.mean(), values.min(), values.max())))
 
 
 def test_every_recorded_run_is_on_cifar10_and_whole():

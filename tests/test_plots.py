@@ -18,13 +18,12 @@ import torch
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.testing.compare import compare_images
 from torch import nn
 
-from helpers import figures, plots, recipe, runs
+from helpers import plots
 from helpers.data import CIFAR10, CLASSES, STAND_IN, draw_stand_in
 from helpers.model import SEBlock, SEResNet
-from helpers.runtime import ROOT, CourseError
+from helpers.runtime import CourseError
 
 LAYOUTS = [(1,), (1, 2), (2, 1, 1), (1, 1, 2, 3), (3, 3, 4, 3)]
 
@@ -499,68 +498,3 @@ def test_lines_differ_in_more_than_colour():
     assert len({str(line._unscaled_dash_pattern) for line in axis.lines}) == 7
     axis = plots.lines({name: ([0, 1], [i, i]) for i, name in enumerate(names)}, "t", "x", "y").axes[0]
     assert len({str(line._unscaled_dash_pattern) for line in axis.lines}) == 7
-
-
-# ------------------------------------------------------------------------------------------------ published figures
-
-
-@pytest.fixture
-def small_store(tmp_path, monkeypatch):
-    """A run store with one run of `quick` and the ladder's rungs, written through the room that reads it."""
-    rungs = recipe.ladder(recipe.RECIPES["quick"])
-    for number, one in enumerate(rungs):
-        path = tmp_path / "runs" / one.name / "0"
-        path.mkdir(parents=True)
-        runs.write_history(path, history(number).to_dict("records"))
-        test = {"accuracy": 0.5 + number / 100, "low": 0.4, "high": 0.6, "count": 100}
-        known = dict.fromkeys(("parameters", "best_epoch", "seconds", "images_per_second", "device", "commit"), 1)
-        record = {"recipe": one.to_dict(), "metrics": {}, "test": test, "data": CIFAR10, **known}
-        runs.write_record(path, record)
-    load = runs.load
-    monkeypatch.setattr(runs, "load", lambda root=tmp_path / "runs": load(root))
-    return tmp_path
-
-
-def test_regenerating_twice_gives_the_same_bytes(small_store):
-    first, second = (figures.regenerate(small_store / name, small_store / "runs") for name in ("first", "second"))
-    assert [path.name for path in first] == [path.name for path in second] and len(first) == 5
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert not plt.get_fignums(), "every figure is closed"
-
-
-def test_published_figures_say_what_was_run(small_store):
-    rows = figures.main_run(runs.load())
-    assert "recipe quick, 8 epochs, seed 0" in texts(figures.training_accuracy(rows))
-    assert "73.41" in texts(figures.training_accuracy(rows)) and "90.69" in texts(figures.validation_accuracy(rows))
-    axis = figures.ladder(runs.load()).axes[0]
-    expected = [100 * (0.5 + i / 100) for i in range(len(recipe.ladder(recipe.RECIPES["quick"])))]
-    np.testing.assert_allclose(axis.lines[0].get_xdata(), expected)
-
-
-def test_without_a_run_the_figures_say_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(runs, "load", lambda root=tmp_path: pd.DataFrame())
-    with pytest.raises(CourseError, match="train one first"):
-        figures.regenerate(tmp_path / "figures")
-
-
-def recorded() -> None:
-    if runs.load().empty or not set(runs.load().recipe) & {"paper", "laptop", "quick"}:
-        pytest.skip("no run of paper, laptop or quick is recorded in data/runs")
-
-
-def test_the_recorded_figures_come_out_the_same_bytes(tmp_path):
-    recorded()
-    first, second = (figures.regenerate(tmp_path / name) for name in ("first", "second"))
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-
-
-def test_the_committed_figures_are_those_of_the_recorded_runs(tmp_path):
-    recorded()
-    committed = {path.name for path in (ROOT / "figures").glob("*.png")}
-    if not committed:
-        pytest.skip("no figure is published in figures/ yet")
-    drawn = figures.regenerate(tmp_path)
-    assert committed == {path.name for path in drawn}, "run `make figures`"
-    for path in drawn:
-        difference = compare_images(str(ROOT / "figures" / path.name), str(path), tol=1.0)
-        assert difference is None, difference

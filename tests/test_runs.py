@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import warnings
 
 import pandas as pd
 import pytest
 
 from helpers import evaluate, runs
+from helpers.recipe import RECIPES
 from helpers.runtime import CourseError
 
 HISTORY = [
@@ -66,10 +68,35 @@ def test_a_damaged_record_is_said_in_a_sentence(tmp_path, content):
     path = tmp_path / "tiny" / "0"
     path.mkdir(parents=True)
     (path / "run.json").write_bytes(content)
-    for read in (lambda: runs.read(path), lambda: runs.load(tmp_path), lambda: runs.find("tiny", 0, tmp_path)):
+    for read in (lambda: runs.read(path), lambda: runs.find("tiny", 0, tmp_path)):
         with pytest.raises(CourseError, match=r"is not a finished run .*expected .*\.$") as caught:
             read()
         assert "\n" not in str(caught.value)
+    with pytest.warns(UserWarning, match=r"Left out: .*tiny/0 is not a finished run"):
+        assert runs.load(tmp_path).empty
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"metrics": {"val_accuracy": 0.5}}, r"\$\.metrics: '\w+' is a required property"),
+        ({"test": {"accuracy": 1.7, "low": 0, "high": 1, "count": 10}}, r"\$\.test\.accuracy: 1\.7 is greater than"),
+        ({"best_epoch": "8"}, r"\$\.best_epoch: '8' is not of type 'integer'"),
+        ({"seconds": 0}, r"\$\.seconds: 0 is less than or equal"),
+        ({"versions": {"torch": 2}}, r"\$\.versions\.torch: 2 is not of type 'string'"),
+        ({"recipe": {"name": "tiny", "seed": -1, "epochs": 4}}, r"\$\.recipe\.seed: -1 is less than"),
+    ],
+)
+def test_what_a_record_must_hold_is_named_where_it_does_not(finished_tiny, tmp_path, change, said):
+    for seed in ("0", "1"):
+        shutil.copytree(finished_tiny, tmp_path / "tiny" / seed)
+    path = tmp_path / "tiny" / "0" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CourseError, match=said):
+        runs.read(path.parent)
+    with pytest.warns(UserWarning, match=said) as caught:
+        assert len(runs.load(tmp_path)) == 1, "the other stays"
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
@@ -89,8 +116,16 @@ def test_a_damaged_history_is_said_in_a_sentence(finished_tiny, tmp_path, conten
         path.write_bytes(content)
     with pytest.raises(CourseError, match=r"history\.csv cannot be read"):
         _ = runs.read(path.parent).history
-    with pytest.raises(CourseError, match=r"history\.csv cannot be read"):
-        runs.load(tmp_path)
+    with pytest.warns(UserWarning, match=r"Left out: .*history\.csv cannot be read"):
+        assert runs.load(tmp_path).empty
+
+
+def test_a_history_that_lost_an_epoch_is_left_out(finished_tiny, tmp_path):
+    shutil.copytree(finished_tiny, tmp_path / "tiny" / "0")
+    path = tmp_path / "tiny" / "0" / "history.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.warns(UserWarning, match="tiny/0 has 3 rows of history for 4 epochs"):
+        assert runs.load(tmp_path).empty
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("file")])
@@ -111,7 +146,7 @@ def test_load_gives_a_row_a_run_sorted_by_recipe_and_seed(finished_tiny, tmp_pat
     record = runs.read(finished_tiny).record
     for name, seed in (("b", 10), ("b", 2), ("a", 3)):
         path = tmp_path / name / str(seed)
-        runs.write_record(path, {**record, "recipe": {**record["recipe"], "name": name, "seed": seed}})
+        runs.write_record(path, {**record, "recipe": {**record["recipe"], "name": name, "seed": seed, "epochs": 2}})
         runs.write_history(path, HISTORY)
     (tmp_path / "unfinished" / "0").mkdir(parents=True)
     (tmp_path / "unfinished" / "0" / "history.csv").write_text("epoch\n1\n")
@@ -121,6 +156,45 @@ def test_load_gives_a_row_a_run_sorted_by_recipe_and_seed(finished_tiny, tmp_pat
     assert set(record["recipe"]) - {"name"} <= set(table.columns)
     assert list(table.history[0].epoch) == [1, 2]
     assert runs.find("b", 10, tmp_path).record["recipe"]["seed"] == 10
+    assert set(table.tier) == {"cpu"} and not table.ema.any() and set(table.stale) == {""}
+    assert set(table.versions) == {", ".join(f"{name} {number}" for name, number in record["versions"].items())}
+    assert (table.seconds > 0).all() and (table.images_per_second > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "device", "expected"),
+    [("quick", "CPU, x86_64, 2 threads", "quick"), ("quick-mixup", "NVIDIA H200", "quick"),
+     ("paper", "NVIDIA H200", "gpu"), ("laptop", "CPU, arm64, 8 threads", "cpu"), ("quickly", "CPU, arm64", "cpu")],
+)  # fmt: skip
+def test_the_tier(recipe, device, expected):
+    assert runs.tier(recipe, device) == expected
+
+
+def test_a_record_of_another_recipe_by_that_name_is_flagged_with_its_fields():
+    now = RECIPES["quick"].but(seed=5).to_dict()
+    assert runs.stale(now) == ""
+    assert runs.stale({**now, "epochs": 9, "blocks": [1, 1, 1, 2]}) == "blocks, epochs"
+    assert runs.stale({**now, "long_gone": 1}) == "long_gone"
+    older = {name: value for name, value in now.items() if name not in ("compiled", "ema_decay")}
+    assert runs.stale(older) == "", "written before these had a field, and run with what is their default"
+    without = {name: value for name, value in now.items() if name != "width"}
+    assert runs.stale(without) == "width", "quick's width is not the default"
+    assert runs.stale({**now, "name": "mine", "epochs": 9}) == "", "nothing to differ from"
+
+
+def test_flagged_rows_are_left_out_with_a_sentence(finished_tiny, tmp_path):
+    record = runs.read(finished_tiny).record
+    for seed, epochs in ((0, 8), (1, 2)):
+        recipe = RECIPES["quick"].but(seed=seed, epochs=epochs, ema_decay=0.9 * seed).to_dict()
+        runs.write_record(tmp_path / "quick" / str(seed), {**record, "recipe": recipe})
+        runs.write_history(tmp_path / "quick" / str(seed), [HISTORY[0]] * epochs)
+    table = runs.load(tmp_path)
+    assert list(table.stale) == ["", "ema_decay, epochs"] and list(table.ema) == [False, True]
+    with pytest.warns(UserWarning, match=r"^Left out, .* has changed: quick/1 \(ema_decay, epochs\): train .*\.$"):
+        assert list(runs.current(table).seed) == [0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(runs.current(table[:1])) == 1 and runs.current(runs.load(tmp_path / "nowhere")).empty
 
 
 def test_a_run_not_tested_yet_has_no_test_accuracy(finished_tiny):
@@ -137,7 +211,9 @@ def test_every_metric_of_a_real_record_is_defined(finished_tiny, tmp_path, witho
 
 
 def test_the_recorded_runs_of_this_repository_are_whole():
-    table = runs.load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = runs.current(runs.load())
     for row in table.itertuples():
         assert len(row.history) == row.epochs, row.recipe
         best = row.history.loc[row.history.val_accuracy.idxmax()]

@@ -1,0 +1,126 @@
+"""What seeds and test images allow to say: intervals over seeds, paired differences, McNemar, the noise beside them.
+
+All accuracies are shares in [0, 1]; all intervals are 95 %. An interval over seeds is about training again, one over
+images (Wilson: `helpers.evaluate.share`) about other test images under the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binom
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW
+
+LEVEL = 0.05  # of a test, and one less the coverage of an interval
+INSIDE = "inside the noise"
+ONE_SEED = "one seed: nothing can be said"
+
+
+def images_noise(accuracy: float, count: int = 10_000) -> float:
+    """Standard deviation of an accuracy over other test sets of `count` images, under the same weights: binomial."""
+    return float(binom.std(count, accuracy) / count)
+
+
+def seeds_noise(accuracy: float, count: int = 10_000) -> float:
+    """Standard deviation of an accuracy over seeds that Jordan 2023 (arXiv:2304.01622) expects of a calibrated
+    ensemble, on the same `count` test images: the square root of error / (2 count).
+    """
+    return float(np.sqrt((1 - accuracy) / (2 * count)))
+
+
+def over_seeds(table: pd.DataFrame, value: str = "test_accuracy", by: str = "recipe", count: int = 10_000
+               ) -> pd.DataFrame:  # fmt: skip
+    """Mean over the seeds of each recipe with its t interval: a row a recipe, in the order of first appearance.
+
+    table: a row a run, as runs.load() gives it. Columns: `by`, seeds, mean, std (of one run), low, high, lowest,
+    highest, and the standard deviation to expect of one run: images_noise (binomial), seeds_noise (Jordan 2023), on
+    `count` images. Of one seed std, low and high are NaN, and `note` says so.
+    """
+    rows = []
+    for name, values in table.dropna(subset=[value]).groupby(by, sort=False)[value]:
+        mean, many = float(values.mean()), len(values) > 1
+        found = DescrStatsW(values.to_numpy(float))
+        low, high = found.tconfint_mean(LEVEL) if many else (np.nan, np.nan)
+        rows.append({
+            by: name, "seeds": len(values), "mean": mean, "std": found.std_ddof(1) if many else np.nan,
+            "low": float(low), "high": float(high), "lowest": values.min(), "highest": values.max(),
+            "images_noise": images_noise(mean, count), "seeds_noise": seeds_noise(mean, count),
+            "note": "" if many else "one seed: no interval over seeds",
+        })  # fmt: skip
+    columns = [by, "seeds", "mean", "std", "low", "high", "lowest", "highest", "images_noise", "seeds_noise", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def steps(table: pd.DataFrame, order: Sequence[str], value: str = "test_accuracy", by: str = "recipe",
+          count: int = 10_000) -> pd.DataFrame:  # fmt: skip
+    """Each recipe in `order` less the one before it, paired by seed: a row a step between two that were run.
+
+    Columns: before, after, seeds (that both have), difference (mean), low, high (t interval), p (paired t test), p_holm
+    (corrected for the number of steps), noise (standard deviation to expect of such a difference between two
+    equally good recipes), verdict. With one seed all but the difference and its noise are NaN.
+    """
+    wide = table.pivot(index="seed", columns=by, values=value).reindex(columns=list(order)).dropna(axis=1, how="all")
+    rows = []
+    for before, after in pairwise(wide.columns):
+        both = wide[[before, after]].dropna()
+        if both.empty:
+            continue
+        gap, many = (both[after] - both[before]).to_numpy(float), len(both) > 1
+        found = DescrStatsW(gap)
+        low, high = found.tconfint_mean(LEVEL) if many else (np.nan, np.nan)
+        p = _p(found, gap) if many else np.nan
+        noise = float(np.hypot(*(seeds_noise(mean, count) for mean in both.mean())) / np.sqrt(len(both)))
+        rows.append((before, after, len(both), gap.mean(), float(low), float(high), p, noise))
+    columns = ["before", "after", "seeds", "difference", "low", "high", "p", "noise"]
+    found = pd.DataFrame(rows, columns=columns)
+    found.insert(7, "p_holm", holm(found["p"]))
+    found["verdict"] = [verdict(*row) for row in found[["difference", "p_holm", "noise"]].itertuples(index=False)]
+    return found
+
+
+def _p(found: DescrStatsW, gap: np.ndarray) -> float:
+    return float(found.ttest_mean(0)[1]) if gap.any() else 1.0  # no difference anywhere is 0 / 0 to a t test
+
+
+def holm(p: Iterable[float]) -> np.ndarray:
+    """p-values corrected for their number (Holm 1979); NaN, a test that was not made, stays NaN and does not count."""
+    p = np.asarray(list(p), float)
+    made = ~np.isnan(p)
+    if made.any():
+        p[made] = multipletests(p[made], LEVEL, "holm")[1]
+    return p
+
+
+def verdict(difference: float, p: float, noise: float = 0.0) -> str:
+    """What may be said of a difference: "higher" or "lower" where p is below 5 % and it exceeds twice the noise to
+    expect, else that it is inside the noise.
+
+    The second condition is there because with three seeds a t test now and then meets three runs that agree by chance.
+    """
+    if np.isnan(p):
+        return ONE_SEED
+    if p >= LEVEL or abs(difference) <= 2 * noise:
+        return INSIDE
+    return "higher" if difference > 0 else "lower"
+
+
+def checkpoints(right: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """McNemar's exact test between the weights of each two runs on the same images: a row a pair.
+
+    right: name -> bool [N], which images it gets right (`helpers.evaluate.correct_on_test`). Columns: first, second,
+    only_first, only_second (images that only the one gets right), difference (accuracy of the second less the first's),
+    p, p_holm, verdict. It is about these two sets of weights; another seed of either recipe may say otherwise.
+    """
+    rows = []
+    for (first, a), (second, b) in combinations(right.items(), 2):
+        counts = np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]])
+        rows.append((first, second, counts[0, 1], counts[1, 0], (counts[1, 0] - counts[0, 1]) / len(a),
+                     float(mcnemar(counts, exact=True).pvalue)))  # fmt: skip
+    found = pd.DataFrame(rows, columns=["first", "second", "only_first", "only_second", "difference", "p"])
+    found["p_holm"] = holm(found["p"])
+    return found.assign(verdict=[verdict(*row) for row in found[["difference", "p_holm"]].itertuples(index=False)])

@@ -1,0 +1,160 @@
+"""The README's tables and pictures, from data/runs and data/bench alone, between markers in its text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+
+from helpers import bench, figures, recipe, runs, stats
+from helpers.runtime import ROOT, CourseError, percent, replacing, shown
+
+README = ROOT / "README.md"
+_BLOCK = re.compile(r"(<!-- (table|figure): ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> str:
+    """A table in Markdown; the first `text` columns to the left, the others, numbers, to the right."""
+    rule = ["---" if i < text else "---:" for i in range(len(head))]
+    return "".join("| " + " | ".join(row) + " |\n" for row in (head, rule, *rows))
+
+
+def _interval(low: float, high: float, sign: str = "") -> str:
+    """Two shares as the ends of an interval in per cent or points; nothing where there is none."""
+    return "" if pd.isna(low) else f"{100 * low:{sign}.2f} to {100 * high:{sign}.2f}"
+
+
+def recipes(table: pd.DataFrame) -> str:
+    """Every recorded recipe: what it is, and its test accuracy over seeds with the noise to expect beside it."""
+    place = {key: at for at, key in enumerate(product(figures.TIERS, recipe.RECIPES))}  # other names come last
+    groups = sorted(table.groupby(["tier", "recipe"], sort=False), key=lambda group: place.get(group[0], len(place)))
+    rows = []
+    for (tier, name), part in groups:
+        row, first = stats.over_seeds(part).iloc[0], part.iloc[0]
+        mixed = f", Mixup {first.mixup_alpha:g}" if first.mixup_alpha else ""
+        rows.append((
+            f"`{name}`", tier, first.stage.replace("_", ", ") + mixed, f"{first.parameters / 1e6:.2f} M",
+            f"{first.train_size:,}", f"{first.epochs}", f"{row.seeds}", percent(row["mean"]),
+            _interval(row.low, row.high) or row.note, _interval(row.lowest, row.highest),
+            "" if pd.isna(row["std"]) else f"{100 * row['std']:.2f}", f"{100 * row.seeds_noise:.2f}",
+            f"{100 * row.images_noise:.2f}",
+        ))  # fmt: skip
+    head = ("recipe", "tier", "augmentation, up to", "parameters", "images", "epochs", "seeds", "test accuracy, mean",
+            "95 %, over seeds", "lowest to highest", "std", "expected over seeds", "over images")  # fmt: skip
+    return markdown(head, rows, text=3)
+
+
+def ladders(table: pd.DataFrame) -> str:
+    """Every recorded ladder: its rungs with intervals, and each rung less the one before it, paired by seed."""
+    parts = []
+    for base in figures.bases(table):
+        found, order = figures.rungs(table, base)
+        means = stats.over_seeds(found, by="rung").set_index("rung")
+        steps = stats.steps(found, order, by="rung").set_index("after")
+        rows = []
+        for name in order:
+            mean, cells = means.loc[name], [""] * 4
+            if name in steps.index:
+                step = steps.loc[name]
+                p = "" if pd.isna(step.p_holm) else f"{step.p_holm:.3f}"
+                cells = [f"{100 * step.difference:+.2f}", _interval(step.low, step.high, "+"), p, step.verdict]
+            rows.append((f"`{name}`", percent(mean["mean"]), _interval(mean.low, mean.high) or mean.note, *cells))
+        first = found.iloc[0]
+        head = ("rung", "test accuracy, mean", "95 %, over seeds", "less the rung before, points", "95 %", "p, Holm",
+                "verdict")  # fmt: skip
+        seeds = ", ".join(map(str, sorted(set(found.seed))))
+        parts.append(f"On `{base.name}` (tier {first.tier}, {first.epochs} epochs, {first.train_size:,} images, seeds "
+                     f"{seeds}):\n\n{markdown(head, rows)}")  # fmt: skip
+    return "\n".join(parts)
+
+
+def reported(table: pd.DataFrame) -> str:
+    """What the paper reports and what the run nearest to it reached in each tier; empty where nothing was run."""
+    ours = figures.by_tier(table)
+    rows = [["run", "300 epochs", *(figures.title(ours[tier]) if tier in ours else "" for tier in figures.TIERS)]]
+    for column, (label, level) in figures.REPORTED.items():
+        cells = []
+        for tier in figures.TIERS:
+            if tier not in ours:
+                cells.append("")
+                continue
+            row, first = stats.over_seeds(ours[tier], column).iloc[0], ours[tier].iloc[0]
+            one = (first.test_low, first.test_high) if column == "test_accuracy" else (row.low, row.high)
+            low, high = (row.low, row.high) if row.seeds > 1 else one
+            interval = _interval(low, high)
+            cells.append(percent(row["mean"]) + (f" [{interval}]" if interval else ""))
+        rows.append([label, percent(level) if level else "not given", *cells])
+    rows.append(["hidden test, distorted", "about 86 %", *[""] * len(figures.TIERS)])
+    return markdown(("classified right", "paper", *figures.TIERS), rows)
+
+
+def speed() -> str:
+    """The recorded measurements: a row a comparison, a column a batch size; the other numbers in a sentence."""
+    steps, augmented, distorted = (bench.recorded(subject) for subject in ("train", "augment", "distort"))
+    loops, batches = steps.set_index(["loop", "batch"]), sorted(set(steps.batch))
+    rate, ceiling, first = (loops[column] for column in ("images/s", "ceiling", "first s"))
+    plain, ours, compiled = "plain loop, DataLoader", "this course", "this course, compiled"
+    waits = f"{first[compiled].min():.0f} to {first[compiled].max():.0f} s"
+    columns = {"": [
+        "one step of the paper's recipe, against a plain float32 loop with a DataLoader",
+        f"the same with `--set compiled=True` (`torch.compile`, after {waits} of compiling)",
+        "share of this machine's bfloat16 matrix-product rate, and compiled",
+        "the whole augmentation, against the faster of two torchvision DataLoaders",
+        "and against kornia (`pip install kornia` to have its row)",
+    ]}  # fmt: skip
+    for batch in batches:
+        others = augmented[augmented.batch == batch].set_index("augmentation")["ours"]
+        columns[f"batch {batch}"] = [
+            f"{rate[ours, batch] / rate[plain, batch]:.1f} ×", f"{rate[compiled, batch] / rate[plain, batch]:.1f} ×",
+            f"{100 * ceiling[ours, batch]:.0f} %, {100 * ceiling[compiled, batch]:.0f} %",
+            *(f"{others[others.index.str.startswith(name)].min():.1f} ×" for name in ("torchvision", "kornia")),
+        ]  # fmt: skip
+    whole = distorted.iloc[-1]
+    share = f"{100 * loops.augment[ours, batches[0]]:.1f} %"
+    return (
+        markdown(list(columns), list(zip(*columns.values(), strict=True)))
+        + f"\nOn {steps.device.iloc[0]}. The augmentation is {share} of a step of {batches[0]}. The "
+        f"{len(distorted) - 1} scored distortions at five severities over 10,000 images ({whole.images:,} images) take "
+        f"{whole.seconds:.0f} s.\n"
+    )
+
+
+def picture(name: str) -> str:
+    """The line that shows a published figure, with its alt text; nothing where it has not been drawn."""
+    path = figures.FIGURES / f"{name}.png"
+    return f"![{figures.alt(name)}]({path.relative_to(ROOT)})\n" if path.exists() else ""
+
+
+def fill(text: str, root: Path = runs.RECORDED) -> str:
+    """A Markdown text with what stands between its markers made anew from the runs below `root`.
+
+    `<!-- table: recipes -->` or `<!-- figure: ladder_quick -->` begin a block, `<!-- end -->` ends it. Raises
+    CourseError for a table or figure that there is not.
+    """
+    table = runs.current(runs.load(root)).dropna(subset=["test_accuracy"])
+    made = {"recipes": lambda: recipes(table), "ladders": lambda: ladders(table), "reported": lambda: reported(table),
+            "speed": speed}  # fmt: skip
+
+    def block(match: re.Match) -> str:
+        begin, kind, name, _, end = match.groups()
+        if kind == "figure" and (name in figures.ALT or name.startswith("ladder_")):
+            return begin + picture(name) + end
+        if kind == "table" and name in made:
+            return begin + made[name]() + end
+        names = figures.ALT if kind == "figure" else made
+        raise CourseError(f"There is no {kind} {name!r} to put between markers: expected one of {', '.join(names)}.")
+
+    return _BLOCK.sub(block, text)
+
+
+def refresh(path: Path = README, root: Path = runs.RECORDED) -> Path:
+    """Make the blocks of a Markdown file anew, in place; the same runs give the same bytes."""
+    if not path.exists():
+        raise CourseError(f"There is no {shown(path)} to put tables into.")
+    text = fill(path.read_text(), root)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+    return path

@@ -1,0 +1,171 @@
+"""Published figures: each from its runs alone, none without them, and the committed ones are those of the store."""
+
+from __future__ import annotations
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import LineCollection
+from PIL import Image
+from scipy import stats as scipy_stats
+
+from helpers import distort, figures, plots, recipe, runs
+from helpers.data import CIFAR10, STAND_IN
+from helpers.runtime import ROOT, CourseError
+
+QUICK = recipe.RECIPES["quick"]
+ALWAYS = {"figure_1_architecture", "figure_2_training_accuracy", "figure_3_loss", "figure_4_validation_accuracy"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_pyplot():
+    backend = matplotlib.get_backend()
+    matplotlib.use("agg")
+    plots.start(CIFAR10)
+    yield
+    plt.close("all")
+    plots.start(CIFAR10)
+    matplotlib.use(backend)
+
+
+def texts(figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+def record(root, chosen: recipe.Recipe, accuracy: float, source: str = CIFAR10, device: str = "CPU, x86_64, 2 threads"):
+    """A run in a store, written through the room that reads it; its curves are noise, its test accuracy as given."""
+    g, path = np.random.default_rng(chosen.seed), root / chosen.name / str(chosen.seed)
+    columns = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_augmented_accuracy")
+    history = pd.DataFrame({"epoch": np.arange(1, chosen.epochs + 1), **{name: g.random(chosen.epochs)
+                                                                         for name in columns}})  # fmt: skip
+    runs.write_table(path / "history.csv", history)
+    return runs.write_record(path, {
+        "recipe": chosen.to_dict(), "data": source, "commit": "0" * 40, "device": device, "versions": {"torch": "2.11"},
+        "parameters": 1000, "best_epoch": 1, "seconds": 60.0, "images_per_second": 100.0,
+        "metrics": {name: float(history[name].iloc[-1]) for name in columns},
+        "test": {"accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01, "count": 10_000},
+    })  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three seeds of each rung of the ladder on `quick`."""
+    for number, rung in enumerate(recipe.ladder(QUICK)):
+        for seed in range(3):
+            record(tmp_path / "runs", rung.but(seed=seed), 0.5 + number / 100 + seed / 1000)
+    return tmp_path / "runs"
+
+
+def whiskers(axis) -> np.ndarray:
+    (bars,) = [collection for collection in axis.collections if isinstance(collection, LineCollection)]
+    return np.array(bars.get_segments())[:, :, 0]
+
+
+def test_regenerating_twice_gives_the_same_bytes(store, tmp_path):
+    first, second = (figures.regenerate(tmp_path / name, store) for name in ("first", "second"))
+    assert [path.name for path in first] == [path.name for path in second]
+    assert {path.stem for path in first} == ALWAYS | {"ladder_quick", "reported_reproduced"}
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert not plt.get_fignums(), "every figure is closed"
+
+
+def test_published_figures_say_what_was_run(store):
+    rows = figures.main_run(runs.load(store))
+    assert "recipe quick, 8 epochs, 3 seeds" in texts(figures.training_accuracy(rows))
+    assert "73.41" in texts(figures.training_accuracy(rows)) and "90.69" in texts(figures.validation_accuracy(rows))
+    assert len(figures.loss(rows).axes[0].collections) == 2, "a band for each line"
+
+
+def test_the_ladder_is_the_mean_over_seeds_with_its_t_interval(store):
+    axis = figures.ladder(runs.load(store)).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [rung.name for rung in recipe.ladder(QUICK)]
+    samples = [[0.5 + i / 100 + seed / 1000 for seed in range(3)] for i in range(len(recipe.ladder(QUICK)))]
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), [100 * np.mean(sample) for sample in samples])
+    expected = [scipy_stats.t.interval(0.95, 2, np.mean(sample), scipy_stats.sem(sample)) for sample in samples]
+    np.testing.assert_allclose(whiskers(axis), 100 * np.array(expected))
+    assert "mean of 3 seeds" in axis.get_title("left")
+
+
+def test_one_seed_has_the_interval_of_its_images(tmp_path):
+    """And the quick profile's short runs are compared among themselves."""
+    record(tmp_path, QUICK, 0.9)
+    for rung in recipe.ladder(QUICK)[:2]:
+        record(tmp_path, recipe.short(rung), 0.6)
+    drawn = figures.draw(tmp_path)
+    axis = drawn["ladder_quick"].axes[0]
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), [60, 60])
+    np.testing.assert_allclose(whiskers(axis), [[59, 61]] * 2)
+    assert "one seed, 95 % over images" in axis.get_title("left") and "3 epochs" in axis.get_title("left")
+
+
+def test_runs_whose_recipe_has_changed_are_not_drawn(store):
+    record(store, QUICK.but(seed=0, width=32), 0.99)
+    with pytest.warns(UserWarning, match=r"quick/0 \(width\)"):
+        axis = figures.draw(store)["ladder_quick"].axes[0]
+    assert axis.lines[0].get_xdata()[1] == pytest.approx(51 + 0.15), "seeds 1 and 2 alone"
+
+
+def test_a_bar_for_each_tier_beside_the_papers(store):
+    laptop = recipe.RECIPES["laptop"]
+    record(store, laptop, 0.8)
+    axis = figures.reported(runs.load(store)).axes[0]
+    paper, cpu, quick = axis.containers
+    assert [bars.get_label().partition(":")[0] for bars in axis.containers] == ["paper", "cpu", "quick"]
+    assert [round(bar.get_width(), 2) for bar in paper][:2] == [73.41, 90.69] and np.isnan(paper[2].get_width())
+    assert cpu[3].get_width() == pytest.approx(80) and quick[3].get_width() == pytest.approx(51.1)
+
+
+def test_alpha_is_drawn_from_three_up_and_from_runs_alike_in_all_else(store):
+    top = recipe.ladder(QUICK)[-1]
+    assert "mixup_alpha" not in figures.draw(store), "two alphas are a rung"
+    for alpha, accuracy in ((0.2, 0.7), (4.0, 0.6)):
+        record(store, top.but(name=f"alpha-{alpha * 10:.0f}", mixup_alpha=alpha), accuracy)
+    record(store, top.but(name="wider", mixup_alpha=8.0, width=32), 0.9)
+    axis = figures.draw(store)["mixup_alpha"].axes[0]
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == ["no Mixup", "alpha = 0.2", "alpha = 1", "alpha = 4"]
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), [55.1, 70, 56.1, 60])
+
+
+def test_distortions_and_predictions_are_drawn_where_they_lie_beside_a_run(store):
+    for seed in (0, 2):
+        cells = [{"kind": kind, "severity": severity, "accuracy": 0.4 + severity / 100 + seed / 10, "count": 500}
+                 for kind in ("fog", *distort.KINDS[:2]) for severity in (1, 5)]  # fmt: skip
+        clean = {"kind": "clean", "severity": 0, "accuracy": 0.6, "count": 500}
+        runs.write_table(store / "quick" / str(seed) / "shift.csv", pd.DataFrame([clean, *cells]))
+        trials = [{**cell, "method": "ATC", "predicted": 0.5, "true": cell["accuracy"]} for cell in cells]
+        runs.write_table(store / "quick" / str(seed) / "estimates.csv", pd.DataFrame(trials))
+    drawn = figures.draw(store)
+    axis = drawn["kind_severity"].axes[0]
+    expected = 100 * np.array([[0.51, 0.55]] * 3)
+    np.testing.assert_allclose(np.asarray(axis.collections[0].get_array()).reshape(3, 2), expected)
+    kinds = [kind.replace("_", " ") for kind in (*distort.KINDS[:2], "fog")]
+    assert [label.get_text() for label in axis.get_yticklabels()] == kinds
+    assert "2 seeds" in axis.get_title("left") and "500 test images, clean 60.0 %" in axis.get_title("left")
+    assert sum(len(line.get_xdata()) for line in drawn["predicted_accuracy"].axes[0].lines[1:]) == 12
+
+
+def test_the_stand_in_set_is_never_compared_with_the_paper(tmp_path):
+    record(tmp_path, QUICK, 0.9, source=STAND_IN)
+    drawn = figures.draw(tmp_path)
+    assert set(drawn) == ALWAYS
+    assert not any("paper, 300" in texts(figure) for figure in drawn.values())
+
+
+def test_without_a_run_the_figures_say_so(tmp_path):
+    for ask in (lambda: figures.regenerate(tmp_path / "figures", tmp_path), lambda: figures.main_run(pd.DataFrame())):
+        with pytest.raises(CourseError, match="train one first"):
+            ask()
+    assert not (tmp_path / "figures").exists()
+
+
+def test_the_committed_figures_are_those_of_the_recorded_runs(tmp_path):
+    """Pixel for pixel. Not byte for byte: the same pixels are packed otherwise by another zlib beneath Pillow."""
+    drawn = figures.regenerate(tmp_path)
+    assert {path.name for path in (ROOT / "figures").iterdir()} == {path.name for path in drawn}, "run `make figures`"
+    for path in drawn:
+        ours, committed = (np.asarray(Image.open(each)) for each in (path, ROOT / "figures" / path.name))
+        np.testing.assert_array_equal(ours, committed, err_msg=f"{path.name}: run `make figures`")
+        assert len(figures.alt(path.stem)) > 50

@@ -1,0 +1,135 @@
+"""Statistics against scipy and statsmodels called directly, and against cases small enough for a pencil."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+from statsmodels.stats.multitest import multipletests
+
+from helpers import stats
+
+G = np.random.default_rng(7)
+
+
+def table(**values) -> pd.DataFrame:
+    """A row a run, from recipe -> test accuracies by seed."""
+    return pd.DataFrame([{"recipe": name, "seed": seed, "test_accuracy": value} for name, found in values.items()
+                         for seed, value in enumerate(found)])  # fmt: skip
+
+
+def test_the_interval_over_seeds_is_scipys():
+    runs = table(b=G.normal(0.9, 0.01, 5), a=G.normal(0.8, 0.02, 3))
+    found = stats.over_seeds(runs).set_index("recipe")
+    assert list(found.index) == ["b", "a"], "in the order given"
+    for name, values in runs.groupby("recipe").test_accuracy:
+        interval = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert (found.low[name], found.high[name]) == pytest.approx(tuple(interval))
+        assert found["mean"][name] == pytest.approx(values.mean()) and found["std"][name] == pytest.approx(values.std())
+        assert (found.lowest[name], found.highest[name], found.seeds[name]) == (values.min(), values.max(), len(values))
+        assert found.note[name] == ""
+
+
+def test_an_interval_by_pencil():
+    """Two seeds: t of one degree of freedom is 12.706, the standard error half the distance."""
+    found = stats.over_seeds(table(a=[0.5, 0.6])).iloc[0]
+    assert (found.low, found.high) == pytest.approx((0.55 - 12.7062 * 0.05, 0.55 + 12.7062 * 0.05), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_seed_has_no_interval_and_says_so():
+    found = stats.over_seeds(table(a=[0.7], b=[0.7, 0.8])).iloc[0]
+    assert found["mean"] == 0.7 and np.isnan([found["std"], found.low, found.high]).all()
+    assert found.note == "one seed: no interval over seeds"
+    step = stats.steps(table(a=[0.7], b=[0.6]), ["a", "b"]).iloc[0]
+    assert step.difference == pytest.approx(-0.1) and step.seeds == 1
+    assert np.isnan([step.low, step.high, step.p, step.p_holm]).all() and step.verdict == stats.ONE_SEED
+
+
+def test_runs_without_a_value_do_not_count():
+    found = stats.over_seeds(table(a=[0.7, np.nan, 0.8], b=[np.nan]))
+    assert list(found.recipe) == ["a"] and found.seeds[0] == 2
+    assert stats.over_seeds(table(b=[np.nan])).empty
+
+
+def test_the_noise_to_expect():
+    """At the paper's accuracy: 0.2 points over images, 0.14 over seeds; both shrink with the root of the count."""
+    p = 0.9594
+    assert stats.images_noise(p) == pytest.approx(math.sqrt(p * (1 - p) / 10_000))
+    assert stats.images_noise(p) == pytest.approx((G.binomial(10_000, p, 200_000) / 10_000).std(), rel=0.02)
+    assert stats.seeds_noise(p) == pytest.approx(math.sqrt(0.0406 / 20_000))
+    assert stats.seeds_noise(p, 40_000) == pytest.approx(stats.seeds_noise(p) / 2)
+    found = stats.over_seeds(table(a=[p, p]), count=1_000).iloc[0]
+    assert (found.images_noise, found.seeds_noise) == (stats.images_noise(p, 1_000), stats.seeds_noise(p, 1_000))
+
+
+def test_steps_are_paired_t_tests_with_holms_correction():
+    base = G.normal(0.8, 0.02, 5)  # the seeds differ by more than the steps: what pairing takes out
+    levels = {"a": 0, "b": 0.05, "c": 0.051, "d": 0.02}
+    runs = table(**{name: base + level + G.normal(0, 0.003, 5) for name, level in levels.items()})
+    found = stats.steps(runs.sample(frac=1, random_state=0), list(levels))
+    wide = runs.pivot(index="seed", columns="recipe", values="test_accuracy")
+    assert list(zip(found.before, found.after, strict=True)) == [("a", "b"), ("b", "c"), ("c", "d")]
+    for row in found.itertuples():
+        expected = scipy_stats.ttest_rel(wide[row.after], wide[row.before])
+        assert (row.p, row.low, row.high) == pytest.approx((expected.pvalue, *expected.confidence_interval(0.95)))
+        assert row.difference == pytest.approx((wide[row.after] - wide[row.before]).mean()) and row.seeds == 5
+        errors = 1 - wide[[row.before, row.after]].mean()
+        assert row.noise == pytest.approx(math.sqrt(errors.sum() / 20_000 / 5))
+    np.testing.assert_allclose(found.p_holm, multipletests(found.p, method="holm")[1])
+    assert list(found.verdict) == ["higher", stats.INSIDE, "lower"]
+
+
+def test_only_seeds_that_both_have_are_compared_and_rungs_not_run_are_passed_over():
+    runs = pd.concat([table(a=[0.5, 0.6, 0.7], c=[0.6, 0.71]), table(e=[0.4]).assign(seed=9)])
+    found = stats.steps(runs, ["a", "b", "c", "d", "e"])
+    assert found[["before", "after", "seeds"]].to_numpy().tolist() == [["a", "c", 2]], "c and e share no seed"
+    assert found.difference[0] == pytest.approx((0.1 + 0.11) / 2)
+    assert stats.steps(runs, ["a"]).empty
+
+
+@pytest.mark.filterwarnings("error")
+def test_runs_that_agree_exactly_are_no_evidence():
+    (same,) = stats.steps(table(a=[0.5, 0.6, 0.7], b=[0.5, 0.6, 0.7]), "ab").itertuples()
+    assert (same.p, same.verdict) == (1.0, stats.INSIDE)
+    tiny = stats.steps(table(a=[0.5, 0.5, 0.5], b=[0.5001, 0.5002, 0.5001]), "ab").iloc[0]
+    assert tiny.p_holm < 0.06 and tiny.verdict == stats.INSIDE
+    lucky = stats.steps(table(a=[0.5, 0.6, 0.7], b=[0.5010, 0.6011, 0.7010]), "ab").iloc[0]
+    assert lucky.p_holm < 0.01 and lucky.difference < 2 * lucky.noise and lucky.verdict == stats.INSIDE
+
+
+def test_holm_by_pencil():
+    np.testing.assert_allclose(stats.holm([0.03, np.nan, 0.01, 0.04]), [0.06, np.nan, 0.03, 0.06])
+    assert np.isnan(stats.holm([np.nan])).all() and len(stats.holm([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [((0.02, 0.001), "higher"), ((-0.02, 0.001), "lower"), ((0.02, 0.05), stats.INSIDE), ((0.02, 0.2), stats.INSIDE),
+     ((0.02, 0.001, 0.01), stats.INSIDE), ((0.0201, 0.001, 0.01), "higher"), ((0.02, math.nan), stats.ONE_SEED)],
+)  # fmt: skip
+def test_the_verdict(case, said):
+    assert stats.verdict(*case) == said
+
+
+def test_mcnemar_counts_the_images_that_only_one_gets_right():
+    a = G.random(2_000) < 0.7
+    right = {"a": a, "b": a ^ (G.random(2_000) < 0.02), "c": a & (G.random(2_000) < 0.95)}
+    found = stats.checkpoints(right)
+    assert list(zip(found["first"], found["second"], strict=True)) == [("a", "b"), ("a", "c"), ("b", "c")]
+    for row in found.itertuples():
+        x, y = right[row.first], right[row.second]
+        only_x, only_y = int((x & ~y).sum()), int((y & ~x).sum())
+        assert (row.only_first, row.only_second) == (only_x, only_y)
+        assert row.p == pytest.approx(scipy_stats.binomtest(only_x, only_x + only_y).pvalue)
+        assert row.difference == pytest.approx(y.mean() - x.mean())
+    np.testing.assert_allclose(found.p_holm, multipletests(found.p, method="holm")[1])
+    assert found.verdict[1] == "lower", "c gets nothing right that a does not"
+
+
+def test_mcnemar_by_pencil_and_without_disagreement():
+    a = np.array([True] * 5 + [False] * 3)
+    found = stats.checkpoints({"a": a, "none": np.zeros(8, bool), "same": a.copy()})
+    assert list(found.p) == [2 * 0.5**5, 1.0, 2 * 0.5**5] and list(found.verdict) == [stats.INSIDE] * 3
+    assert stats.checkpoints({"a": a}).empty
