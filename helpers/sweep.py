@@ -35,7 +35,7 @@ def results(profile: str, recipes: Iterable[Recipe], seeds: Iterable[int] = (0,)
     """
     recipes, seeds = list(recipes), list(seeds)
     if profile == "recorded":
-        return _rows(runs.load(), recipes, seeds)
+        return _rows(runs.current(runs.load()), recipes, seeds)
     return sweep(recipes, seeds, out_dir(profile) / "runs", stand_in=profile == "quick")
 
 

@@ -149,7 +149,7 @@ class Augment:
         """The deterministic half: images uint8 [B, 3, H, W] and what was drawn for them -> float32 [B, 3, H, W]."""
         result = torch.empty(images.shape, device=images.device)  # made here: autograd takes nothing made below
         device = images.device.type
-        cast = device != "meta" and torch.is_autocast_enabled(device)  # bfloat16 could not tell neighbouring levels apart
+        cast = device != "meta" and torch.is_autocast_enabled(device)  # bfloat16 has no room for 256 levels
         with torch.inference_mode(), torch.autocast(device, enabled=False) if cast else nullcontext():
             x = (families.warp(images, drawn.matrix) if self._does("crop_flip") else images).float()
             if self._does("rotation_autoaugment"):
