@@ -73,7 +73,7 @@ def by_tier(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def title(rows: pd.DataFrame) -> str:
-    """What a figure says of the run it shows, so that no reader takes 12 epochs for 300."""
+    """What a figure says of the run it shows, so that no reader takes a short run for 300 epochs."""
     row = rows.iloc[0]
     seeds = f"{len(rows)} seeds" if len(rows) > 1 else f"seed {row.seed}"
     return f"recipe {row.recipe}, {row.epochs} epochs, {seeds}"

@@ -27,7 +27,7 @@ def images_noise(accuracy: float, count: int = 10_000) -> float:
 
 
 def seeds_noise(accuracy: float, count: int = 10_000) -> float:
-    """Standard deviation of an accuracy over seeds that Jordan 2023 (arXiv:2304.01622) expects of a calibrated
+    """Standard deviation of an accuracy over seeds that Jordan 2023 (arXiv:2304.01910) expects of a calibrated
     ensemble, on the same `count` test images: the square root of error / (2 count).
     """
     return float(np.sqrt((1 - accuracy) / (2 * count)))

@@ -2,10 +2,13 @@
 
 from contextlib import contextmanager
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from helpers import data, recipe, train
+from helpers import data, plots, recipe, train
+from helpers.data import CIFAR10
 
 TINY = recipe.Recipe(
     "tiny",
@@ -74,3 +77,15 @@ def pytest_collection_modifyitems(items):
             item.output_timeout = 120
             if item.path.name.startswith("01") and data.source(stand_in=True) == data.STAND_IN:
                 item.add_marker(pytest.mark.skip(reason="CIFAR-10 is not here: set CIFAR10_ROOT"))
+
+
+@pytest.fixture
+def fresh_pyplot():
+    """The course's style on a backend without a screen, and no figure left open."""
+    backend = matplotlib.get_backend()
+    matplotlib.use("agg")
+    plots.start(CIFAR10)
+    yield
+    plt.close("all")
+    plots.start(CIFAR10)
+    matplotlib.use(backend)

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 from scipy import stats as scipy_stats
 
-from helpers import distort, figures, plots, recipe, runs
+from helpers import distort, figures, recipe, runs
 from helpers.data import CIFAR10, STAND_IN
 from helpers.runtime import ROOT, CourseError
 
@@ -19,15 +19,7 @@ QUICK = recipe.RECIPES["quick"]
 ALWAYS = {"figure_1_architecture", "figure_2_training_accuracy", "figure_3_loss", "figure_4_validation_accuracy"}
 
 
-@pytest.fixture(autouse=True)
-def fresh_pyplot():
-    backend = matplotlib.get_backend()
-    matplotlib.use("agg")
-    plots.start(CIFAR10)
-    yield
-    plt.close("all")
-    plots.start(CIFAR10)
-    matplotlib.use(backend)
+pytestmark = pytest.mark.usefixtures("fresh_pyplot")
 
 
 def texts(figure) -> str:

@@ -28,15 +28,7 @@ from helpers.runtime import CourseError
 LAYOUTS = [(1,), (1, 2), (2, 1, 1), (1, 1, 2, 3), (3, 3, 4, 3)]
 
 
-@pytest.fixture(autouse=True)
-def fresh_pyplot():
-    backend = matplotlib.get_backend()
-    matplotlib.use("agg")
-    plots.start(CIFAR10)
-    yield
-    plt.close("all")
-    plots.start(CIFAR10)
-    matplotlib.use(backend)
+pytestmark = pytest.mark.usefixtures("fresh_pyplot")
 
 
 def net(blocks=(1, 2), width=8) -> SEResNet:
