@@ -123,9 +123,11 @@ def per_class(counts: list[list[int]], classes: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["class", "accuracy", "low", "high", "count"])
 
 
-def load_model(run: runs.Run) -> nn.Module:
-    """The network of a run with the weights of its best epoch, float32 (stored so or in half), in evaluation mode."""
-    recipe, path = Recipe.from_dict(run.record["recipe"]), run.weights
+def load_model(run: runs.Run, last: bool = False) -> nn.Module:
+    """The network of a run with the weights of its best epoch (or of its last), float32 (stored so or in half), in
+    evaluation mode. Raises CourseError where they are not there or damaged.
+    """
+    recipe, path = Recipe.from_dict(run.record["recipe"]), run.path / runs.LAST if last else run.weights
     model = recipe.network()
     try:
         weights = load_file(path)
@@ -180,12 +182,16 @@ def own_test(run: runs.Run, stand_in: bool = False) -> ImageSet:
 def test_run(path: str | Path, stand_in: bool = False) -> runs.Run:
     """Evaluate a finished run on the test set and add the result to its record.
 
-    The run must be finished: its epoch was chosen on the validation split before a test label is read here.
+    The run must be finished: its epoch was chosen on the validation split before a test label is read here. The weights
+    of the last epoch are tested beside it, where they are.
     """
     run = runs.read(path)
-    test = own_test(run, stand_in)
-    found = test_metrics(load_model(run), test, run.record["recipe"]["precision"])
-    return runs.write_record(run.path, {**run.record, "test": found})
+    test, precision = own_test(run, stand_in), run.record["recipe"]["precision"]
+    found = {"test": test_metrics(load_model(run), test, precision)}
+    if (run.path / runs.LAST).exists():
+        logits = predict(load_model(run, last=True), test.images, Augment("none"), precision)
+        found["test_last"] = metrics(logits, test.labels)
+    return runs.write_record(run.path, {**run.record, **found})
 
 
 # --------------------------------------------------------------------------------- beyond the clean test accuracy

@@ -35,7 +35,7 @@ class SEBlock(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and an SE block beside a skip connection (He et al. 2015, fig. 5; SE before the sum).
 
-    [B, in, H, W] -> [B, out, ceil(H / stride), ceil(W / stride)].
+    [B, in, H, W] -> [B, out, ceil(H / stride), ceil(W / stride)]. A `reduction` of 0 leaves the SE block out.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, reduction: int = 16):
@@ -44,7 +44,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.se = SEBlock(out_channels, reduction)
+        self.se = SEBlock(out_channels, reduction) if reduction else nn.Identity()
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
@@ -74,6 +74,7 @@ class SEResNet(nn.Module):
 
     Images float [B, 3, H, W], normalised, H and W at least 8 -> logits [B, num_classes]. The first stage is `width`
     wide at full resolution; each further one doubles the width and halves the resolution.
+    A `reduction` of 0 is a network without SE.
     Weights: He normal with variance 2 / n_in as the paper writes it, biases 0, batch norm 1 and 0.
     Raises CourseError for an impossible shape, naming the range that holds.
     """

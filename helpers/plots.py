@@ -222,10 +222,10 @@ def architecture(model: nn.Module, size: int = 32) -> Figure:
 def _describe(module: nn.Module, row: Any) -> str:
     """The lines in a box, from the module's own settings."""
     if isinstance(module, BasicBlock):
-        kernel, squeeze = "×".join(map(str, module.conv1.kernel_size)), module.se.fc1
+        kernel, squeeze = "×".join(map(str, module.conv1.kernel_size)), getattr(module.se, "fc1", None)
         step = f" /{module.conv1.stride[0]}" if module.conv1.stride[0] > 1 else ""
-        return f"{kernel} conv {module.conv1.out_channels}{step}\n{kernel} conv {module.conv2.out_channels}\n" \
-               f"SE {squeeze.in_features}→{squeeze.out_features}→{squeeze.in_features}"  # fmt: skip
+        gates = f"SE {squeeze.in_features}→{squeeze.out_features}→{squeeze.in_features}" if squeeze else "no SE"
+        return f"{kernel} conv {module.conv1.out_channels}{step}\n{kernel} conv {module.conv2.out_channels}\n{gates}"
     if isinstance(module, nn.Sequential):
         return f"{'×'.join(map(str, module[0].kernel_size))} conv {module[0].out_channels}\nbatch norm, ReLU"
     if isinstance(module, nn.Linear):

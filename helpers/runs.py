@@ -18,7 +18,7 @@ from helpers.recipe import RECIPES, Recipe
 from helpers.runtime import ROOT, CourseError, replacing, shown
 
 RECORDED = ROOT / "data" / "runs"
-WEIGHTS = "best.safetensors"  # beside run.json: the weights of the best epoch
+WEIGHTS, LAST = "best.safetensors", "last.safetensors"  # beside run.json: weights of the best and of the last epoch
 
 DEFINITIONS = {
     "train_accuracy": "share of augmented training images classified right while training, in the last epoch; under "
@@ -35,6 +35,8 @@ DEFINITIONS = {
     "selection; interval: Wilson, 95 %; top_2: share whose class is among the two likeliest; loss: mean cross-entropy "
     "in nats; calibration_error: expected, in 15 bins; mirrored: the same of the mean softmax of each image and its "
     "mirror image",
+    "test_last": "accuracy on the same test images under the weights of the last epoch, which nothing was chosen for; "
+    "weights of either epoch are the moving average of those trained where ema_decay is above 0",
 }
 
 _LOSS, _POSITIVE = {"type": "number", "minimum": 0}, {"type": "number", "exclusiveMinimum": 0}
@@ -55,7 +57,9 @@ SCHEMA = _object({
     "metrics": _object({"train_accuracy": _SHARE, "train_loss": _LOSS, "val_accuracy": _SHARE, "val_loss": _LOSS,
                         "val_augmented_accuracy": _SHARE}),
 })  # fmt: skip
-SCHEMA["properties"]["test"] = _object({"accuracy": _SHARE, "low": _SHARE, "high": _SHARE, "count": _COUNT})
+SCHEMA["properties"] |= dict.fromkeys(
+    ("test", "test_last"), _object({"accuracy": _SHARE, "low": _SHARE, "high": _SHARE, "count": _COUNT})
+)
 
 
 @dataclass(frozen=True)
@@ -172,10 +176,11 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
     """Every finished run below `root`: one row a run, sorted by recipe and seed.
 
     Columns: recipe, seed, the recipe's fields, the metrics (see DEFINITIONS; accuracies in [0, 1]), test_accuracy with
-    its interval test_low .. test_high on test_count images, all of the best epoch's weights; data, parameters,
-    best_epoch, seconds (wall clock), images_per_second, device, commit, versions (as text); tier; ema (whether those
-    weights are a moving average); stale (the fields that the named recipe has changed since, see `current`); and
-    `history`, whose cells are DataFrames with a row an epoch. A damaged run is left out, with a warning that names it.
+    its interval test_low .. test_high on test_count images, all of the best epoch's weights; test_last_accuracy, that
+    of the last epoch's; data, parameters, best_epoch, seconds (wall clock), images_per_second, device, commit, versions
+    (as text); tier; ema (whether those weights are a moving average); stale (the fields that the named recipe has
+    changed since, see `current`); and `history`, whose cells are DataFrames with a row an epoch. A damaged run is left
+    out, with a warning that names it.
     """
     rows = []
     for path in sorted(Path(root).glob("*/*/run.json")):
@@ -190,12 +195,14 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
             continue
         record, recipe = run.record, {**_DEFAULTS, **run.record["recipe"]}
         test = record.get("test", {})
+        last = test if record["best_epoch"] == recipe["epochs"] else record.get("test_last", {})
         rows.append(
             {
                 "recipe": recipe["name"],
                 **{name: value for name, value in recipe.items() if name != "name"},
                 **record["metrics"],
                 **{f"test_{key}": test.get(key) for key in ("accuracy", "low", "high", "count")},
+                "test_last_accuracy": last.get("accuracy"),
                 **{
                     key: record[key]
                     for key in ("data", "parameters", "best_epoch", "seconds", "images_per_second", "device", "commit")

@@ -202,6 +202,11 @@ class Trainer:
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
     @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and kept: the moving average where there is one."""
+        return self.model if self.average is None else self.average
+
+    @property
     def finished(self) -> bool:
         return len(self.history) == self.recipe.epochs
 
@@ -224,12 +229,11 @@ class Trainer:
 
     def _close_epoch(self, rate: float) -> None:
         loss, correct = (self.totals / (self.steps * self.recipe.batch_size)).tolist()
-        evaluated = self.model if self.average is None else self.average
         row = {"epoch": len(self.history) + 1, "learning_rate": rate, "train_loss": loss, "train_accuracy": correct,
-               **self.validate(evaluated)}  # fmt: skip
+               **self.validate(self.evaluated)}  # fmt: skip
         self.history.append(row)
         if best_row(self.history) is row:
-            self.best = {name: value.clone() for name, value in evaluated.state_dict().items()}
+            self.best = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
         self.done = 0
         self.totals.zero_()
 
@@ -299,9 +303,10 @@ def fit(
     """Train a recipe into a folder and return the finished run; a run that is finished already is returned as it is.
 
     The folder gets `run.json` and `history.csv` (see helpers.runs), `best.safetensors` (weights of the epoch with the
-    highest validation accuracy) and, until it is finished, checkpoints: every `checkpoint_seconds` after a step, and
-    when SIGINT or SIGTERM asks to stop (Interrupted is raised then). Killed at any moment and called again with
-    `resume`, the run goes on from the last checkpoint and on a CPU ends with the same bytes on the same machine.
+    highest validation accuracy), `last.safetensors` (of the last) and, until it is finished, checkpoints: every
+    `checkpoint_seconds` after a step, and when SIGINT or SIGTERM asks to stop (Interrupted is raised then). Killed at
+    any moment and called again with `resume`, the run goes on from the last checkpoint and on a CPU ends with the same
+    bytes on the same machine.
     Raises CourseError if the folder holds another recipe's run, is in use, or cannot be written; if the loss stops
     being finite; if the device is out of memory.
     """
@@ -339,7 +344,7 @@ class _Session:
         self.run, self.trainer, self.side_by_side = None, None, 1
         git_commit()  # the code that begins now
         if not resume:
-            for name in ("run.json", "history.csv", "best.safetensors", *checkpoint.SLOTS):  # the record first
+            for name in ("run.json", "history.csv", runs.WEIGHTS, runs.LAST, *checkpoint.SLOTS):  # the record first
                 (path / name).unlink(missing_ok=True)
         if (path / "run.json").exists():
             self.run = runs.read(path)
@@ -412,8 +417,9 @@ class _Session:
             self.bar.close()
             trainer, recipe = self.trainer, self.trainer.recipe
             best, last = best_row(trainer.history), trainer.history[-1]
-            with replacing(self.path / "best.safetensors") as temporary:
-                temporary.write_bytes(save({name: value.contiguous() for name, value in trainer.best.items()}))
+            for name, weights in ((runs.WEIGHTS, trainer.best), (runs.LAST, trainer.evaluated.state_dict())):
+                with replacing(self.path / name) as temporary:
+                    temporary.write_bytes(save({key: value.contiguous() for key, value in weights.items()}))
             runs.write_history(self.path, trainer.history)
             names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_augmented_accuracy")
             metrics = {name: (last if name.startswith("train") else best)[name] for name in names}

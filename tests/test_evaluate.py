@@ -337,6 +337,19 @@ def test_a_tested_run_gets_the_test_metrics(run, without_cifar10):
     assert found["classes"] == list(data.STAND_IN_CLASSES)
     mirrored = evaluate.predict_mirrored(evaluate.load_model(run), test.images, "float32").cpu()
     assert found["mirrored"]["accuracy"] == evaluate.accuracy(mirrored, test.labels).value
+    last = evaluate.predict(evaluate.load_model(run, last=True), test.images, Augment("none"), "float32").cpu()
+    assert tested.record["test_last"] == pytest.approx(evaluate.metrics(last, test.labels))
+
+
+def test_the_last_weights_are_those_the_training_ended_with(run, stand_in):
+    model = evaluate.load_model(run, last=True)
+    logits = evaluate.predict(model, stand_in.val.images, Augment("none"), "float32").cpu()
+    last = run.history.iloc[-1]
+    assert evaluate.accuracy(logits, stand_in.val.labels).value == pytest.approx(last.val_accuracy, abs=1e-6)
+    assert float(F.cross_entropy(logits, stand_in.val.labels)) == pytest.approx(last.val_loss, abs=1e-5)
+    (run.path / "last.safetensors").unlink()
+    with pytest.raises(CourseError, match=r"last\.safetensors cannot be read"):
+        evaluate.load_model(run, last=True)
 
 
 def test_a_run_on_other_data_is_not_tested(run, without_cifar10):

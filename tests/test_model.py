@@ -44,7 +44,8 @@ def written_by_hand(blocks, width, reduction, classes=10) -> list[int]:
         for k in range(depth):
             total += 3 * 3 * (c if k == 0 else o) * o + o + o  # first convolution and its norm
             total += 3 * 3 * o * o + o + o  # second
-            total += o * (o // reduction) + o // reduction + (o // reduction) * o + o  # SE, biased
+            if reduction:
+                total += o * (o // reduction) + o // reduction + (o // reduction) * o + o  # SE, biased
             if k == 0 and (i > 0 or c != o):
                 total += c * o + o + o  # unbiased 1x1 shortcut and its norm
         counts.append(total)
@@ -53,7 +54,7 @@ def written_by_hand(blocks, width, reduction, classes=10) -> list[int]:
 
 
 @pytest.mark.parametrize("blocks", LAYOUTS)
-@pytest.mark.parametrize(("width", "reduction"), [(32, 16), (32, 4), (16, 1), (8, 8)])
+@pytest.mark.parametrize(("width", "reduction"), [(32, 16), (32, 4), (16, 1), (8, 8), (32, 0)])
 def test_every_stage_has_as_many_parameters_as_the_formula_says(blocks, width, reduction):
     with torch.device("meta"):
         net = SEResNet(blocks, width, reduction)
@@ -269,7 +270,7 @@ def test_an_image_is_judged_by_itself_in_evaluation():
         ({"width": 0}, "width is at least 1"),
         ({"num_classes": 1}, "num_classes at least 2"),
         ({"reduction": 3}, "choose a divisor"),
-        ({"reduction": 0}, "choose a divisor"),
+        ({"reduction": -1}, "choose a divisor"),
     ],
 )
 def test_impossible_shapes_are_refused_with_the_range(options, message):

@@ -19,7 +19,7 @@ from helpers.runtime import CourseError
 WHOLE = {
     "seed": (0, 2**31 - 1),
     "width": (4, 512),
-    "reduction": (1, 256),
+    "reduction": (0, 256),
     "epochs": (1, 5_000),
     "batch_size": (2, 16_384),
     "warmup_epochs": (0, 1_000),

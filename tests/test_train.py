@@ -36,8 +36,8 @@ from helpers.runtime import CourseError, generator
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-RESULTS = ("history.csv", "best.safetensors")  # the same bytes, however often a run was interrupted
-FILES = {"run.json", "history.csv", "best.safetensors"}  # what a finished run leaves
+RESULTS = ("history.csv", "best.safetensors", "last.safetensors")  # the same bytes, however often a run was interrupted
+FILES = {"run.json", *RESULTS}  # what a finished run leaves
 SLOTS = set(checkpoint.SLOTS)
 
 
