@@ -389,7 +389,7 @@ def test_a_node_finds_the_images(tmp_path, monkeypatch):
     assert not found(own, home, stand_in=True).exists(), "drawn at home, drawn everywhere"
 
 
-LONG = [made.but(epochs=60) for made in PAIR]
+LONG = [made.but(epochs=50) for made in PAIR]
 
 
 @pytest.fixture(scope="module")
@@ -449,23 +449,23 @@ def test_a_cluster_that_is_stopped_and_loses_a_node_ends_with_the_same_records(
     nodes, at_two_runs, everything, tmp_path, capfd
 ):
     seen = at_two_runs(lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(train.Interrupted, match=r"Stopped by SIGINT with \d runs to go"):
-        swept(tmp_path / "ray", LONG, ray=nodes.address)
+    with pytest.raises(train.Interrupted, match=r"Stopped by SIGINT with 2 runs to go"):
+        swept(tmp_path / "ray", LONG, [0], ray=nodes.address)
     assert seen == {"under_way": 2}
     assert len({path.parent for path in nodes.scratch.glob("*/checkpoint-?.pt")}) == 2, "both stopped in good order"
 
     seen = at_two_runs(lambda: nodes.remove_node(nodes.workers[1], allow_graceful=False))
-    assert swept(tmp_path / "ray", LONG, ray=nodes.address) == {}
+    assert swept(tmp_path / "ray", LONG, [0], ray=nodes.address) == {}
     assert seen == {"under_way": 2}, "the node was lost in the middle of a run"
     shown = capfd.readouterr()
     assert shown.err == ""
     ours = [line for line in shown.out.splitlines() if line.startswith("tiny")]  # Ray itself tells of the lost node
-    assert "(1 of 4 done, " in ours[0] and ours[-1].endswith("(4 of 4 done, 0 running, 0 waiting)")
+    assert "(1 of 2 done, " in ours[0] and ours[-1].endswith("(2 of 2 done, 0 running, 0 waiting)")
 
-    assert swept(tmp_path / "here", LONG) == {}
-    for run in RUNS:
+    assert swept(tmp_path / "here", LONG, [0]) == {}
+    for run in RUNS[::2]:
         assert result(tmp_path / "ray" / run) == result(tmp_path / "here" / run)
         assert sorted(path.name for path in (tmp_path / "ray" / run).iterdir()) == sorted(
             path.name for path in (tmp_path / "here" / run).iterdir()
         )
-    assert not any(checkpoint.read(tmp_path / "ray" / run)[0] for run in RUNS)
+    assert not any(checkpoint.read(tmp_path / "ray" / run)[0] for run in RUNS[::2])
