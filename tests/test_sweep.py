@@ -389,7 +389,7 @@ def test_a_node_finds_the_images(tmp_path, monkeypatch):
     assert not found(own, home, stand_in=True).exists(), "drawn at home, drawn everywhere"
 
 
-LONG = [made.but(epochs=50) for made in PAIR]
+LONG = [made.but(epochs=30) for made in PAIR]
 
 
 @pytest.fixture(scope="module")
