@@ -75,20 +75,41 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, or
 
 
 @app.command()
-def sweep(recipes: Annotated[list[str], typer.Argument(help="Named recipes.")],
-          seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1)] = 3,
-          root: Annotated[Path | None, typer.Option(help="Default: out/runs; data/runs records them.")] = None,
-          stand_in: StandIn = False) -> None:  # fmt: skip
-    """Train and test several recipes with several seeds; finished runs are not repeated."""
+def sweep(
+    names: Annotated[list[str], typer.Argument(help="Sweeps (ladder, mixup, se, dropout, warmup, rate, schedule) and "
+                                                    "named recipes.", metavar="NAME...")],
+    base: Annotated[str, typer.Option(help="The recipe that a sweep varies: quick, reduced, laptop, paper.")] = "quick",
+    seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1)] = 3,
+    root: Annotated[Path | None, typer.Option(help="Default: out/runs; data/runs records them.")] = None,
+    corruptions: Annotated[int, typer.Option(help="Also test each run on N distorted test images.", min=0)] = 0,
+    ray: Annotated[str, typer.Option(help="Address of the Ray cluster that does the work; auto finds it.")] = "",
+    gpus_per_run: Annotated[float, typer.Option(help="With --ray: the share of a GPU for a run.", min=0.01, max=1)] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and for how long.")] = False,
+    stand_in: StandIn = False,
+) -> None:  # fmt: skip
+    """Train and test recipes with several seeds. Finished runs are not repeated, interrupted ones go on."""
     from helpers import recipe as recipe_room
+    from helpers import runs
     from helpers import sweep as sweeping
 
-    table = sweeping.sweep(
-        [recipe_room.get(name) for name in recipes], range(seeds), root or ROOT / "out/runs", stand_in
-    )
-    for name, rows in table.groupby("recipe", sort=False):
-        accuracies = ", ".join(percent(value) for value in rows.test_accuracy)
-        print(f"{name:<28} test {percent(rows.test_accuracy.mean())} over {len(rows)} seeds ({accuracies})")
+    chosen = [recipe for name in names for recipe in recipe_room.named(name, base)]
+    root = root or ROOT / "out" / "runs"
+    if dry_run:
+        table, said = sweeping.forecast(sweeping.plan(chosen, range(seeds), root, stand_in, corruptions), root)
+        print(table.to_string(index=False), *said, sep="\n")
+        return
+    _warn(stand_in)
+    failures = sweeping.sweep(chosen, range(seeds), root, stand_in, corruptions, ray, gpus_per_run)
+    done = runs.load(root)
+    for recipe in dict.fromkeys(chosen) if len(done) else ():
+        rows = done[(done.recipe == recipe.name) & (done.seed < seeds)].dropna(subset="test_accuracy")
+        values = ", ".join(map(percent, rows.test_accuracy)) or "none"
+        mean = f"test {percent(rows.test_accuracy.mean())} " if len(rows) else ""
+        print(f"{recipe.name:<28} {mean}over {len(rows)} seeds ({values})")
+    for label, problem in failures.items():
+        print(f"{label} failed: {problem}")
+    if failures:
+        raise CourseError(f"{len(failures)} run(s) failed, as said above: the same command tries these again.")
 
 
 distorted = typer.Typer(help="Write distorted test images of our own making.", no_args_is_help=True)
