@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from helpers import notebooks
 from helpers.notebooks import NotebookFailed
@@ -428,22 +429,35 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.found: list[tuple[str, dict]] = []
-        self.text = ""
+        self.text = self.style = ""
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
 
     def handle_data(self, data):
+        if self.found and self.found[-1][0] == "style":
+            self.style += data
         self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.found)
 
     def values(self, tag: str, attribute: str) -> list[str]:
         return [attrs[attribute] for name, attrs in self.found if tag in (name, "*") and attribute in attrs]
 
 
+def needs_nothing_else(page: Page) -> None:
+    """It opens in a browser without a network or other files: pictures with words beside them inside, no script."""
+    assert all(source.startswith("data:image/png;base64,") for source in page.values("*", "src"))
+    assert page.count("img") == len(page.values("img", "src")) == sum(map(bool, page.values("img", "alt")))
+    assert [page.count(tag) for tag in ("script", "link", "iframe", "object")] == [0, 0, 0, 0]
+    assert not re.search(r"@import|url\(", page.style)
+
+
 def test_report_is_one_page_whose_anchors_resolve(reproduced, course):
     page = Page(reproduced[0] / "report.html")
-    assert [len([tag for tag, _ in page.found if tag == one]) for one in ("html", "head", "main")] == [1, 1, 1]
+    assert [page.count(tag) for tag in ("html", "head", "main")] == [1, 1, 1]
     assert page.values("section", "id") == ["contents", "01_first", "02_second", "03_third"]
     ids, links = page.values("*", "id"), page.values("a", "href")
     assert len(ids) == len(set(ids))
@@ -455,9 +469,8 @@ def test_report_is_one_page_whose_anchors_resolve(reproduced, course):
     }
     assert os.path.relpath(course / "data.csv", reproduced[0]) in links
     assert page.values("img", "alt") == ["the line & its points rise."]
-    assert page.values("img", "src")[0].startswith("data:image/png;base64,")
-    assert all("mathjax" in script for script in page.values("script", "src"))
-    assert len(page.values("script", "async")) == len(page.values("script", "src")) == 1
+    needs_nothing_else(page)
+    assert [page.count(tag) for tag in ("nav", "math", "details", "summary")] == [1, 3 * 17 - 6, 9, 9]
     for text in ("First of three", "stand-in <set>", "accuracy", "0.5", "a | b", "Does notebook 02_second hold"):
         assert text in page.text
     assert "navigation" not in " ".join(ids)
@@ -470,6 +483,35 @@ def test_report_is_rebuilt_from_what_is_there(reproduced, course, tmp_path):
     assert Page(tmp_path / "report.html").text == Page(reproduced[0] / "report.html").text
     with pytest.raises(CourseError, match=r"no summary\.json .* run"):
         notebooks.rebuild_report(tmp_path / "nothing")
+
+
+def test_the_course_as_stored_is_one_page(course, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for path in course.iterdir():
+        (tmp_path / "notebooks" / path.name).write_bytes(path.read_bytes())
+    first = tmp_path / "notebooks" / "01_first.ipynb"
+    notebook = nbformat.read(first, 4)
+    notebook.cells[6].source = "![A dot](dot.png) and $\\foo{x}$, but $\\mathcal N(0, 1)$."
+    nbformat.write(notebook, first)
+    Image.new("RGB", (1, 1)).save(tmp_path / "notebooks" / "dot.png")
+    page = Page(notebooks.course_report(tmp_path / "out" / "report.html", tmp_path / "notebooks"))
+    needs_nothing_else(page)
+    assert page.values("section", "id") == ["contents", "01_first", "02_second", "03_third"]
+    assert page.values("img", "alt") == ["A dot", "the line & its points rise."]
+    assert page.values("code", "class") == ["tex"] and "\\foo{x}" in page.text, "what no converter knows stays"
+    assert "𝒩" in page.text and "$" not in page.text.replace("$x^2$", "")
+    assert "../notebooks/data.csv" in page.values("a", "href")
+
+
+def test_the_report_of_the_committed_notebooks(tmp_path):
+    page = Page(notebooks.course_report(tmp_path / "report.html"))
+    needs_nothing_else(page)
+    ids, links = page.values("*", "id"), page.values("a", "href")
+    assert len(ids) == len(set(ids))
+    assert [link for link in links if link.startswith("#") and link[1:] not in ids] == []
+    assert [link for link in links if not link.startswith(("#", "http")) and not (tmp_path / link).exists()] == []
+    assert "tex" not in page.values("code", "class"), "every formula is one that the report can set"
+    assert page.count("math") > 100 and page.count("img") > 30
 
 
 def test_reproduce_goes_on_after_a_failure_and_removes_only_its_own(tmp_path, capsys):
