@@ -33,7 +33,8 @@ ABOUT = (
 
 _CELL = """{% extends 'lab/base.html.j2' %}
 {% block codecell %}{% if 'solution' in cell.metadata.tags %}<details><summary>Solution</summary>{{ super() }}</details>
-{% else %}{{ super() }}{% endif %}{% endblock %}"""
+{% else %}{{ super() }}{% endif %}{% endblock %}
+{% block input %}<div class="jp-InputArea-editor">{{ cell.source | highlight_code }}</div>{% endblock %}"""
 # What latex2mathml reads only in a longer form: \mathcal{N}, large brackets of a named kind, ln with its space.
 _LONGER = (
     (r"\\(mathcal|mathbb|mathrm) ?(\w)", r"\\\1{\2}"),
