@@ -19,6 +19,7 @@ app = typer.Typer(help="The SE-ResNet course on the command line.", no_args_is_h
 RecipeName = Annotated[str, typer.Argument(help="A named recipe, such as quick, laptop or paper.")]
 Profile = Annotated[str, typer.Option(help="recorded (read runs), quick (train small) or paper (train in full).")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a field, as in --set epochs=3; repeatable.")]
+Only = Annotated[list[str] | None, typer.Option(help="Only this notebook (05 or its name); repeatable.")]
 StandIn = Annotated[bool, typer.Option("--stand-in", help="Go on with ten drawn shapes where CIFAR-10 is missing.")]
 
 
@@ -169,17 +170,18 @@ def figures() -> None:
 
 
 @app.command()
-def notebooks() -> None:
+def notebooks(only: Only = None) -> None:
     """Run the committed notebooks once in profile recorded, store their outputs, and check their format."""
     from helpers import notebooks as notebook_room
 
-    notebook_room.refresh()
-    _report_problems([problem for entry in notebook_room.listing() for problem in notebook_room.check(entry.path)])
+    notebook_room.refresh(only=only)
+    entries = notebook_room.choose(only)
+    _report_problems([problem for entry in entries for problem in notebook_room.check(entry.path)])
 
 
 @app.command()
 def reproduce(profile: Profile = "quick",
-              only: Annotated[list[str] | None, typer.Option(help="Only this notebook (05 or its name).")] = None,
+              only: Only = None,
               resume: Annotated[bool, typer.Option(help="Keep runs trained earlier.")] = False) -> None:  # fmt: skip
     """Run every notebook end to end into out/<profile>/, with figures, report.html and summary.json."""
     from helpers import data, runs
@@ -212,11 +214,11 @@ def reproduce(profile: Profile = "quick",
 
 
 @app.command()
-def report(profile: Profile = "quick") -> None:
-    """Rebuild out/<profile>/report.html from the executed notebooks there."""
+def report() -> None:
+    """Write the course as it is stored to out/report.html: one page that needs no network. Runs nothing."""
     from helpers import notebooks as notebook_room
 
-    print(shown(notebook_room.rebuild_report(out_dir(profile))))
+    print(shown(notebook_room.course_report(ROOT / "out" / "report.html")))
 
 
 def _warn(stand_in: bool) -> None:
