@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from helpers.data import CIFAR10
 from helpers.recipe import Recipe, get
-from helpers.runtime import ROOT, CourseError, replacing, shown
+from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 
 RECORDED = ROOT / "data" / "runs"
 WEIGHTS, LAST = "best.safetensors", "last.safetensors"  # beside run.json: weights of the best and of the last epoch
@@ -228,6 +228,23 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).sort_values(["recipe", "seed"], ignore_index=True) if rows else pd.DataFrame()
+
+
+def listing(table: pd.DataFrame, root: Path = RECORDED) -> pd.DataFrame:
+    """What a person wants to see of load(root): a row a run, as text."""
+
+    def share(values: pd.Series) -> pd.Series:
+        return values.map(percent, na_action="ignore").fillna("")
+
+    weights = [[name.removesuffix(".safetensors") for name in (WEIGHTS, LAST) if (Path(root) / row.recipe /
+                str(row.seed) / name).exists()] for row in table.itertuples()]  # fmt: skip
+    return pd.DataFrame({
+        "recipe": table.recipe, "seed": table.seed, "tier": table.tier, "data": table.data, "epochs": table.epochs,
+        "validation": share(table.val_accuracy), "test": share(table.test_accuracy),
+        "test, last": share(table.test_last_accuracy), "images/s": table.images_per_second.round().astype(int),
+        "hours": (table.seconds / 3600).round(2), "commit": table.commit.str[:9],
+        "weights": [" ".join(names) for names in weights], "changed since": table.stale,
+    })  # fmt: skip
 
 
 def current(table: pd.DataFrame) -> pd.DataFrame:
