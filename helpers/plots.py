@@ -142,6 +142,21 @@ def _head(figure: Figure, title: str) -> None:
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium", weight="bold")
 
 
+def overlays(
+    pictures: Tensor, maps: Mapping[str, Any], captions: Sequence[str] = (), scale: float = 0.9, title: str = ""
+) -> Figure:
+    """Pictures uint8 [N, 3, H, W] in a row, and below it a row for each named map [N, H, W], values in [0, 1].
+
+    A map lies in colours over its picture in grey: black is 0, bright is 1.
+    """
+    grey = pictures.cpu().float().mean(1, keepdim=True) / 255
+    rows = [pictures]
+    for values in maps.values():
+        colours = torch.from_numpy(plt.get_cmap("magma")(np.asarray(values))[..., :3]).permute(0, 3, 1, 2)
+        rows.append(((2 * grey + 3 * colours) / 5).float())
+    return images(rows, ["picture", *maps], captions, scale, title)
+
+
 def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure:
     """Images of each class in each named part of the data, as grouped bars."""
     figure, axis = new(height=2.8)

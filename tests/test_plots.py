@@ -64,6 +64,7 @@ SHARES = pd.DataFrame(
 # One call of every public function that makes a figure; a test below says so when one is missing.
 EXAMPLES = {
     "images": lambda: plots.images([DRAWN.images[:3], DRAWN.images[3:5]], ["one", "two"], ["x", "y", "z"]),
+    "overlays": lambda: plots.overlays(DRAWN.images[:3], {"a": np.zeros((3, 32, 32)), "b": np.eye(32)[None]}, "xyz"),
     "class_counts": lambda: plots.class_counts({"train": range(10, 20), "test": range(10)}, CLASSES),
     "channel_histograms": lambda: plots.channel_histograms(DRAWN.images),
     "architecture": lambda: plots.architecture(net()),
@@ -307,6 +308,20 @@ def test_a_grid_of_pictures_may_have_a_title_and_keeps_its_pictures_as_large(dra
         figure.canvas.draw()
         sizes.append(figure.axes[0].get_window_extent().height)
     assert sizes[1] == pytest.approx(sizes[0], rel=0.15)
+
+
+def test_overlays_lay_a_map_in_colours_over_the_picture_in_grey():
+    maps = np.linspace(0, 1, 2 * 32 * 32).reshape(2, 32, 32)
+    axes = plots.overlays(DRAWN.images[:2], {"evidence": maps}, ["left", "right"]).axes
+    pictures = [axis.get_images()[0].get_array() for axis in axes]
+    for shown, given in zip(pictures[:2], DRAWN.images, strict=False):
+        assert np.array_equal(shown, given.permute(1, 2, 0).numpy())
+    for i, shown in enumerate(pictures[2:]):
+        grey = DRAWN.images[i].numpy().mean(0)[..., None] / 255
+        expected = 0.4 * grey + 0.6 * matplotlib.colormaps["magma"](maps[i])[..., :3]
+        np.testing.assert_allclose(np.asarray(shown), expected, atol=1e-6)
+    assert [axes[0].get_ylabel(), axes[2].get_ylabel()] == ["picture", "evidence"]
+    assert [axis.get_title("center") for axis in axes[:2]] == ["left", "right"]
 
 
 def test_the_ratio_of_spectra_is_read_without_powers_of_ten():
