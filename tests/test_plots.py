@@ -78,6 +78,8 @@ EXAMPLES = {
     "forest": lambda: plots.forest(SHIFT, "title"),
     "spectra": lambda: plots.spectra({"a": SPECTRUM, "b": SPECTRUM.assign(power=SPECTRUM.power / 2)}, "title"),
     "shares": lambda: plots.shares(SHARES, "title"),
+    "answers": lambda: plots.answers(DRAWN.images[:2], torch.eye(10)[:2], CLASSES, ["one", "two"], "title"),
+    "interval_panels": lambda: plots.interval_panels({"clean, %": ROWS, "distorted, %": ROWS}, "title"),
     "intervals": lambda: plots.intervals(ROWS, "title"),
     "confusion": lambda: plots.confusion(np.arange(1, 101).reshape(10, 10), CLASSES),
     "heat": lambda: plots.heat(pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4]}, ["p", "q"]), "title", "share"),
