@@ -27,6 +27,42 @@ def _interval(low: float, high: float, sign: str = "") -> str:
     return "" if pd.isna(low) else f"{100 * low:{sign}.2f} to {100 * high:{sign}.2f}"
 
 
+def _cell(text: str, low: float, high: float, sign: str = "") -> str:
+    return text if pd.isna(low) else f"{text} [{_interval(low, high, sign)}]"
+
+
+def compared(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rungs of a ladder, or the values of a field, as text: a row each in their order, indexed by its name.
+
+    rows: of `figures.rungs` (each is set against the one before) or `figures.varied` (each against the base recipe).
+    Columns for each measure of `figures.measured`: mean over seeds with its 95 % interval; the difference paired by
+    seed with its own; the standard deviation to expect of such a difference between equals, in points; the verdict,
+    with p after Holm's correction for the rows of the column. Empty where nothing was run.
+    """
+    by = "rung" if "rung" in rows else "value"
+    order = list(dict.fromkeys(rows[by]))
+    base = None if by == "rung" else rows["value"][rows.recipe == rows.base].iloc[0]
+    table = pd.DataFrame(index=pd.Index(order, name=by))
+    for value, (name, part) in figures.measured(rows, by).items():
+        count, short = int(part[_COUNTED[value]].min()), name.partition(" ")[0]
+        if base is None:
+            found, less = stats.steps(part, order, value, by, count), "less the one before"
+        else:
+            found, less = stats.against(part, base, order, value, by, count), f"less {base}"
+        means = stats.over_seeds(part, value, by).set_index(by)
+        found = found.set_index("after")
+        table[name] = pd.Series({row.Index: _cell(percent(row.mean), row.low, row.high) for row in means.itertuples()})
+        table[f"{short}: {less}, points"] = pd.Series({
+            row.Index: _cell(f"{100 * row.difference:+.2f}", row.low, row.high, "+") for row in found.itertuples()
+        })
+        table[f"{short}: noise"] = found.noise.map(lambda noise: f"{100 * noise:.2f}")
+        table[f"{short}: verdict"] = found.verdict + found.p_holm.map(lambda p: "" if pd.isna(p) else f" (p {p:.3f})")
+    return table.fillna("")
+
+
+_COUNTED = {"test_accuracy": "test_count", "corrupted_accuracy": "corrupted_count"}
+
+
 def recipes(table: pd.DataFrame) -> str:
     """Every recorded recipe: what it is, and its test accuracy over seeds with the noise to expect beside it."""
     place = {key: at for at, key in enumerate(product(figures.TIERS, recipe.RECIPES))}  # other names come last
@@ -40,35 +76,56 @@ def recipes(table: pd.DataFrame) -> str:
             f"{first.train_size:,}", f"{first.epochs}", f"{row.seeds}", percent(row["mean"]),
             _interval(row.low, row.high) or row.note, _interval(row.lowest, row.highest),
             "" if pd.isna(row["std"]) else f"{100 * row['std']:.2f}", f"{100 * row.seeds_noise:.2f}",
-            f"{100 * row.images_noise:.2f}",
+            f"{100 * row.images_noise:.2f}", _mean_of_all(part, "test_last_accuracy"),
+            _mean_of_all(part, "corrupted_accuracy"),
         ))  # fmt: skip
     head = ("recipe", "tier", "augmentation, up to", "parameters", "images", "epochs", "seeds", "test accuracy, mean",
-            "95 %, over seeds", "lowest to highest", "std", "expected over seeds", "over images")  # fmt: skip
+            "95 %, over seeds", "lowest to highest", "std", "expected over seeds", "over images", "last epoch",
+            "corrupted")  # fmt: skip
     return markdown(head, rows, text=3)
 
 
+def _mean_of_all(part: pd.DataFrame, column: str) -> str:
+    """The mean over seeds; nothing where a seed was not measured, since the others would be a choice among them."""
+    values = part[column].astype(float)
+    return "" if values.isna().any() else percent(values.mean())
+
+
 def ladders(table: pd.DataFrame) -> str:
-    """Every recorded ladder: its rungs with intervals, and each rung less the one before it, paired by seed."""
+    """Every recorded ladder: its rungs with intervals, each rung less the one before it, and its figure."""
     parts = []
     for base in figures.bases(table):
-        found, order = figures.rungs(table, base)
-        means = stats.over_seeds(found, by="rung").set_index("rung")
-        steps = stats.steps(found, order, by="rung").set_index("after")
-        rows = []
-        for name in order:
-            mean, cells = means.loc[name], [""] * 4
-            if name in steps.index:
-                step = steps.loc[name]
-                p = "" if pd.isna(step.p_holm) else f"{step.p_holm:.3f}"
-                cells = [f"{100 * step.difference:+.2f}", _interval(step.low, step.high, "+"), p, step.verdict]
-            rows.append((f"`{name}`", percent(mean["mean"]), _interval(mean.low, mean.high) or mean.note, *cells))
-        first = found.iloc[0]
-        head = ("rung", "test accuracy, mean", "95 %, over seeds", "less the rung before, points", "95 %", "p, Holm",
-                "verdict")  # fmt: skip
-        seeds = ", ".join(map(str, sorted(set(found.seed))))
-        parts.append(f"On `{base.name}` (tier {first.tier}, {first.epochs} epochs, {first.train_size:,} images, seeds "
-                     f"{seeds}):\n\n{markdown(head, rows)}")  # fmt: skip
+        rows = figures.rungs(table, base)
+        found = compared(rows).reset_index()
+        found["rung"] = "`" + found["rung"] + "`"
+        parts.append(f"On `{base.name}` {_setting(rows)}:\n\n{markdown(list(found), found.to_numpy().tolist())}"
+                     f"{_drawn(f'ladder_{base.name}')}")  # fmt: skip
     return "\n".join(parts)
+
+
+def varied(table: pd.DataFrame) -> str:
+    """Every field of the recipe `quick` that was varied alone: its values with intervals, each less the base's."""
+    parts = []
+    for field, rows in figures.fields(table).items():
+        found = compared(rows).reset_index(names=field)
+        parts.append(f"`{field}` on `{rows.base.iloc[0]}` {_setting(rows)}:\n\n"
+                     f"{markdown(list(found), found.to_numpy().tolist())}{_drawn(f'varied_{field}')}")  # fmt: skip
+    return "\n".join(parts)
+
+
+def _setting(rows: pd.DataFrame) -> str:
+    """What was run, in brackets, with what the distorted images were where they were counted."""
+    first, seeds = rows.iloc[0], ", ".join(map(str, sorted(set(rows.seed))))
+    text = f"tier {first.tier}, {figures.schedule(rows)}, {first.train_size:,} images, seeds {seeds}"
+    part = rows.dropna(subset=["corrupted_accuracy"])
+    if len(part):
+        one = part.iloc[0]
+        text += f"; corrupted: {one.corrupted_count:,.0f} test images at severities {one.corrupted_severities}"
+    return f"({text})"
+
+
+def _drawn(name: str) -> str:
+    return f"\n{line}" if (line := picture(name)) else ""
 
 
 def reported(table: pd.DataFrame) -> str:
@@ -135,12 +192,12 @@ def fill(text: str, root: Path = runs.RECORDED) -> str:
     CourseError for a table or figure that there is not.
     """
     table = runs.current(runs.load(root)).dropna(subset=["test_accuracy"])
-    made = {"recipes": lambda: recipes(table), "ladders": lambda: ladders(table), "reported": lambda: reported(table),
-            "speed": speed}  # fmt: skip
+    made = {"recipes": lambda: recipes(table), "ladders": lambda: ladders(table), "varied": lambda: varied(table),
+            "reported": lambda: reported(table), "speed": speed}  # fmt: skip
 
     def block(match: re.Match) -> str:
         begin, kind, name, _, end = match.groups()
-        if kind == "figure" and (name in figures.ALT or name.startswith("ladder_")):
+        if kind == "figure" and figures.alt(name):
             return begin + picture(name) + end
         if kind == "table" and name in made:
             return begin + made[name]() + end
