@@ -25,22 +25,28 @@ in all: the same, moved by the errors between which 95 % of the known distortion
 def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False) -> runs.Run:
     """A run on the clean test set, and on its first `corruptions` images distorted in every way.
 
-    Returns the run with the result in its record; written there unless the run is one file of weights.
+    Returns the run with the results in its record; written there, and shift.csv beside it, unless the run is one file
+    of weights.
     """
     plots.start(run.record["data"])
     test = evaluate.own_test(run, stand_in)
-    found = _labelled(run, test, folder)
-    if corruptions:
-        _corrupted(run, evaluate.distorted(test.take(torch.arange(min(corruptions, len(test.labels))))), folder)
-    record = {**run.record, "test": found}
-    return runs.write_record(run.path, record) if run.path.is_dir() else runs.Run(run.path, record)
+    record = {**run.record, "test": _labelled(run, test, folder)}
+    recorded = run.path.is_dir()
+    run = runs.write_record(run.path, record) if recorded else runs.Run(run.path, record)
+    count = min(corruptions, len(test.labels))
+    if corruptions and recorded:
+        table = evaluate.shifted_metrics(run.path, distort.SEVERITIES, count, stand_in)
+        _corrupted(run, table[table.kind != "clean"].reset_index(drop=True), folder)
+    elif corruptions:
+        _corrupted(run, _table(run, evaluate.distorted(test.take(torch.arange(count)))), folder)
+    return runs.read(run.path) if recorded else run
 
 
 def shifted(run: runs.Run, path: Path, folder: Path, stand_in: bool = False) -> None:
     """A run on a CIFAR-10-C folder, or on what `load_shifted` reads, with labels or without."""
     plots.start(run.record["data"])
     if (path / "labels.npy").exists():
-        _corrupted(run, evaluate.read_corrupted(path), folder)
+        _corrupted(run, _table(run, evaluate.read_corrupted(path)), folder)
         return
     images, labels, ids = load_shifted(path)
     if labels is None:
@@ -66,8 +72,11 @@ def _labelled(run: runs.Run, test: ImageSet, folder: Path) -> dict:
     return found
 
 
-def _corrupted(run: runs.Run, sets: Iterable[tuple[str, int, Tensor, Tensor]], folder: Path) -> None:
-    table, _, _ = evaluate.corruption_table(evaluate.load_model(run), run.record["recipe"]["precision"], sets)
+def _table(run: runs.Run, sets: Iterable[tuple[str, int, Tensor, Tensor]]) -> pd.DataFrame:
+    return evaluate.corruption_table(evaluate.load_model(run), run.record["recipe"]["precision"], sets)[0]
+
+
+def _corrupted(run: runs.Run, table: pd.DataFrame, folder: Path) -> None:
     grid = 100 * table.pivot(index="kind", columns="severity", values="accuracy").loc[table.kind.unique()]
     scored = table.kind[table.kind.isin(distort.SCORED)].nunique()
     print(f"{grid.round(2).to_string()}\n")

@@ -26,6 +26,7 @@ REPORTED = {
     "val_accuracy": ("validation, as it is", None),
     "test_accuracy": ("test, as it is", PAPER_TEST_ACCURACY),
 }
+SHORT = "A short schedule punishes strong augmentation."  # said wherever a reduced schedule is shown
 NEAREST = ("paper", "laptop", "quick")  # the recipes that stand for the paper's, the nearest first
 TIERS = ("gpu", "cpu", "quick")
 
@@ -201,6 +202,8 @@ def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame
         return table
     alike = table[[name for name in names if name != field]].astype(str).agg(" ".join, axis=1)
     rows = table[alike.isin(alike[table.recipe == base])]
+    if rows.empty:
+        return rows
     words = rows[field].map(lambda value: _words(field, value))
     words = words.mask(words.isin(words[rows.recipe == base]), lambda own: own + f" ({base})")
     rows = rows.assign(value=words, base=base)

@@ -319,15 +319,14 @@ def interval_panels(frames: Mapping[str, pd.DataFrame], title: str) -> Figure:
 
 
 def _dots(axis: Any, frame: pd.DataFrame, xlabel: str, style: int = 0) -> None:
-    y = np.arange(len(frame))[::-1]
-    value, low, high = (100 * frame[column].to_numpy(float) for column in ("value", "low", "high"))
+    places, have = np.arange(len(frame))[::-1], frame["value"].notna().to_numpy()
+    y, part = places[have], 100 * frame.loc[have, ["value", "low", "high"]].astype(float)
+    value, low, high = part["value"].to_numpy(), part["low"].to_numpy(), part["high"].to_numpy()
     axis.errorbar(value, y, xerr=[value - low, high - value], fmt=MARKERS[style], color=PALETTE[style], capsize=3,
                   linewidth=1.4)  # fmt: skip
-    for at, level, upper in zip(y, value, np.where(np.isnan(high), value, high), strict=True):
-        if not np.isnan(level):
-            axis.annotate(f"{level:.1f}", (upper, at), xytext=(6, 0), textcoords="offset points", va="center",
-                          fontsize=8)  # fmt: skip
-    axis.set(xlabel=xlabel, yticks=y, ylim=(-0.7, len(frame) - 0.3))
+    for at, level, upper in zip(y, value, part["high"].fillna(part["value"]), strict=True):
+        axis.annotate(f"{level:.1f}", (upper, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set(xlabel=xlabel, yticks=places, ylim=(-0.7, len(frame) - 0.3))
     axis.set_yticklabels(list(frame["label"]))
     axis.margins(x=0.1)
 

@@ -19,6 +19,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 LEVEL = 0.05  # of a test, and one less the coverage of an interval
 INSIDE = "inside the noise"
 ONE_SEED = "one seed: nothing can be said"
+VERDICTS = ("higher", "lower", INSIDE, ONE_SEED)
 
 
 def images_noise(accuracy: float, count: int = 10_000) -> float:

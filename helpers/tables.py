@@ -63,6 +63,17 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
 _COUNTED = {"test_accuracy": "test_count", "corrupted_accuracy": "corrupted_count"}
 
 
+def tally(found: pd.DataFrame) -> str:
+    """How many of the differences in a table of `compared` go which way, in a sentence for each measure."""
+    parts = []
+    for column in found.columns[found.columns.str.endswith("verdict")]:
+        said = found[column][found[column] != ""].str.replace(r" \(p .*\)", "", regex=True).value_counts()
+        counts = ", ".join(f"{said[words]} {words}" for words in stats.VERDICTS if words in said)
+        counts = counts.replace(stats.ONE_SEED, "with one seed, of which nothing can be said")
+        parts.append(f"{column.partition(':')[0]}: of {said.sum()} differences {counts}")
+    return "; ".join(parts)
+
+
 def recipes(table: pd.DataFrame) -> str:
     """Every recorded recipe: what it is, and its test accuracy over seeds with the noise to expect beside it."""
     place = {key: at for at, key in enumerate(product(figures.TIERS, recipe.RECIPES))}  # other names come last
@@ -99,7 +110,7 @@ def ladders(table: pd.DataFrame) -> str:
         found = compared(rows).reset_index()
         found["rung"] = "`" + found["rung"] + "`"
         parts.append(f"On `{base.name}` {_setting(rows)}:\n\n{markdown(list(found), found.to_numpy().tolist())}"
-                     f"{_drawn(f'ladder_{base.name}')}")  # fmt: skip
+                     f"\n{_capital(tally(found))}. {_short(rows)}\n{_drawn(f'ladder_{base.name}')}")  # fmt: skip
     return "\n".join(parts)
 
 
@@ -109,19 +120,29 @@ def varied(table: pd.DataFrame) -> str:
     for field, rows in figures.fields(table).items():
         found = compared(rows).reset_index(names=field)
         parts.append(f"`{field}` on `{rows.base.iloc[0]}` {_setting(rows)}:\n\n"
-                     f"{markdown(list(found), found.to_numpy().tolist())}{_drawn(f'varied_{field}')}")  # fmt: skip
-    return "\n".join(parts)
+                     f"{markdown(list(found), found.to_numpy().tolist())}\n{_capital(tally(found))}.\n"
+                     f"{_drawn(f'varied_{field}')}")  # fmt: skip
+    return "\n".join(parts) or "None is recorded yet.\n"
 
 
 def _setting(rows: pd.DataFrame) -> str:
     """What was run, in brackets, with what the distorted images were where they were counted."""
     first, seeds = rows.iloc[0], ", ".join(map(str, sorted(set(rows.seed))))
     text = f"tier {first.tier}, {figures.schedule(rows)}, {first.train_size:,} images, seeds {seeds}"
-    part = rows.dropna(subset=["corrupted_accuracy"])
-    if len(part):
-        one = part.iloc[0]
+    by = "rung" if "rung" in rows else "value"
+    if "corrupted_accuracy" in (found := figures.measured(rows, by)):
+        one = found["corrupted_accuracy"][1].iloc[0]
         text += f"; corrupted: {one.corrupted_count:,.0f} test images at severities {one.corrupted_severities}"
     return f"({text})"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _short(rows: pd.DataFrame) -> str:
+    """What to bear in mind of runs of fewer epochs than the paper's; nothing of others."""
+    return "" if rows.epochs.max() >= recipe.RECIPES["paper"].epochs else f"A reduced schedule. {figures.SHORT}"
 
 
 def _drawn(name: str) -> str:
@@ -132,20 +153,26 @@ def reported(table: pd.DataFrame) -> str:
     """What the paper reports and what the run nearest to it reached in each tier; empty where nothing was run."""
     ours = figures.by_tier(table)
     rows = [["run", "300 epochs", *(figures.title(ours[tier]) if tier in ours else "" for tier in figures.TIERS)]]
-    for column, (label, level) in figures.REPORTED.items():
+    for column, (label, level) in (figures.REPORTED | _BESIDE).items():
         cells = []
-        for tier in figures.TIERS:
-            if tier not in ours:
+        for part in (ours.get(tier) for tier in figures.TIERS):
+            found = stats.over_seeds(part, column) if part is not None else ()
+            if not len(found) or found.seeds[0] < len(part):  # not recorded of every seed
                 cells.append("")
                 continue
-            row, first = stats.over_seeds(ours[tier], column).iloc[0], ours[tier].iloc[0]
+            row, first = found.iloc[0], part.iloc[0]
             one = (first.test_low, first.test_high) if column == "test_accuracy" else (row.low, row.high)
-            low, high = (row.low, row.high) if row.seeds > 1 else one
-            interval = _interval(low, high)
-            cells.append(percent(row["mean"]) + (f" [{interval}]" if interval else ""))
+            cells.append(_cell(percent(row["mean"]), *((row.low, row.high) if row.seeds > 1 else one)))
         rows.append([label, percent(level) if level else "not given", *cells])
     rows.append(["hidden test, distorted", "about 86 %", *[""] * len(figures.TIERS)])
     return markdown(("classified right", "paper", *figures.TIERS), rows)
+
+
+# Ours alone: what the table has beyond the figure.
+_BESIDE = {
+    "test_last_accuracy": ("test, by the last epoch", None),
+    "corrupted_accuracy": ("test, distorted by us", None),
+}
 
 
 def speed() -> str:
