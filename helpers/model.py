@@ -32,19 +32,45 @@ class SEBlock(nn.Module):
         return x * weights[:, :, None, None]
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose mask comes from `generator` (torch's own state if None), so that a run owns all that it draws."""
+
+    generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        kept = torch.rand(self._drawn(x), device=x.device, generator=self.generator) >= self.p
+        return x * kept / (1 - self.p)
+
+    def _drawn(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(x.shape)
+
+
+class DropPath(Dropout):
+    """Stochastic depth (Huang et al. 2016): a residual branch is left out for a whole image. [B, ...] -> the same."""
+
+    def _drawn(self, x: Tensor) -> tuple[int, ...]:
+        return (len(x),) + (1,) * (x.ndim - 1)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and an SE block beside a skip connection (He et al. 2015, fig. 5; SE before the sum).
 
-    [B, in, H, W] -> [B, out, ceil(H / stride), ceil(W / stride)]. A `reduction` of 0 leaves the SE block out.
+    [B, in, H, W] -> [B, out, ceil(H / stride), ceil(W / stride)]. A `reduction` of 0 leaves the SE block out;
+    `drop_path` is the probability with which the branch is left out while training.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, reduction: int = 16):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, reduction: int = 16, drop_path: float = 0.0
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.se = SEBlock(out_channels, reduction) if reduction else nn.Identity()
+        self.drop_path = DropPath(drop_path)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
@@ -54,19 +80,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.bn1(self.conv1(x)))
         out = self.se(self.bn2(self.conv2(out)))
-        return torch.relu(out + self.downsample(x))
-
-
-class Dropout(nn.Dropout):
-    """Dropout whose mask comes from `generator` (torch's own state if None), so that a run owns all that it draws."""
-
-    generator: torch.Generator | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        kept = torch.rand(x.shape, device=x.device, generator=self.generator) >= self.p
-        return x * kept / (1 - self.p)
+        return torch.relu(self.drop_path(out) + self.downsample(x))
 
 
 class SEResNet(nn.Module):
@@ -74,7 +88,8 @@ class SEResNet(nn.Module):
 
     Images float [B, 3, H, W], normalised, H and W at least 8 -> logits [B, num_classes]. The first stage is `width`
     wide at full resolution; each further one doubles the width and halves the resolution.
-    A `reduction` of 0 is a network without SE.
+    A `reduction` of 0 is a network without SE. `drop_path` is that of the last block; it grows from block to block in
+    equal steps from 0 (Huang et al. 2016, section 3; the paper of this course has none).
     Weights: He normal with variance 2 / n_in as the paper writes it, biases 0, batch norm 1 and 0.
     Raises CourseError for an impossible shape, naming the range that holds.
     """
@@ -86,24 +101,25 @@ class SEResNet(nn.Module):
         reduction: int = 16,
         dropout: float = 0.5,
         num_classes: int = 10,
+        drop_path: float = 0.0,
     ):
         super().__init__()
         if not 1 <= len(blocks) <= 4 or min(blocks) < 1:
             raise CourseError(f"blocks={tuple(blocks)} is not a network: give 1 to 4 stages of 1 or more blocks.")
-        if width < 1 or num_classes < 2 or not 0 <= dropout < 1:
+        if width < 1 or num_classes < 2 or not (0 <= dropout < 1 and 0 <= drop_path < 1):
             raise CourseError(
-                f"width={width}, num_classes={num_classes}, dropout={dropout} is not a network: width is "
-                "at least 1, num_classes at least 2, dropout in [0, 1)."
+                f"width={width}, num_classes={num_classes}, dropout={dropout}, drop_path={drop_path} is not a network: "
+                "width is at least 1, num_classes at least 2, dropout in [0, 1), drop_path in [0, 1)."
             )
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        stages, channels = [], width
+        stages, channels, steps = [], width, max(sum(blocks) - 1, 1)
+        rates = iter([drop_path * block / steps for block in range(sum(blocks))])
         for i, depth in enumerate(blocks):
             out = width * 2**i
             strides = [1 if i == 0 else 2] + [1] * (depth - 1)
             sizes = [channels] + [out] * (depth - 1)
-            stages.append(
-                nn.Sequential(*(BasicBlock(c, out, s, reduction) for c, s in zip(sizes, strides, strict=True)))
-            )
+            shapes = zip(sizes, strides, strict=True)
+            stages.append(nn.Sequential(*(BasicBlock(c, out, s, reduction, next(rates)) for c, s in shapes)))
             channels = out
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)

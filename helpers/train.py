@@ -26,8 +26,8 @@ from helpers import checkpoint, runs
 from helpers.augment import Augment
 from helpers.data import ImageSet, TrainingData, load_set, split_train_val
 from helpers.evaluate import autocast, predict
-from helpers.mixing import mix, mixed_correct, mixed_cross_entropy
-from helpers.model import count_parameters
+from helpers.mixing import Mixed, mix, mixed_correct, mixed_cross_entropy
+from helpers.model import Dropout, count_parameters
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, device_name, generator, git_commit, pick_device, replacing, shown, versions
 
@@ -102,7 +102,9 @@ class Trainer:
         self.forward = _compile(self.model, device) if recipe.compiled else self.model
         self.average = copy.deepcopy(self.model) if recipe.ema_decay else None
         self.draws = generator(recipe.seed, 1, device=device)
-        self.model.dropout.generator = self.draws
+        for module in self.model.modules():
+            if isinstance(module, Dropout):
+                module.generator = self.draws
         self.rate = torch.zeros((), device=device)  # a tensor: a captured step reads what it holds when it is replayed
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.model, recipe),
@@ -114,7 +116,7 @@ class Trainer:
         self.momentum = [torch.zeros_like(p) for p in self.model.parameters()] if recipe.momentum else []
         for parameter, buffer in zip(self.model.parameters(), self.momentum, strict=False):
             self.optimizer.state[parameter]["momentum_buffer"] = buffer
-        self.augment = Augment(recipe.stage)
+        self.augment = Augment(recipe.stage, policy=recipe.policy)
         self.index = torch.zeros(recipe.batch_size, dtype=torch.int64, device=device)
         self.loss = torch.zeros((), device=device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)  # of this epoch: summed loss, counted right
@@ -138,12 +140,10 @@ class Trainer:
         x = mixed.images.contiguous(memory_format=torch.channels_last)
         if side != x.shape[-1]:
             x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
-        with autocast(self.device, recipe.precision):
-            logits = self.forward(x)
-        logits = logits.float()
-        loss = mixed_cross_entropy(logits, mixed, recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, logits = self._backward(x, mixed)
+        if recipe.sam_rho:
+            self._sharpness_aware(x, mixed)
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimizer.step()
@@ -155,6 +155,37 @@ class Trainer:
             first = (self.bad < 0) & ~torch.isfinite(loss)
             self.bad.copy_(torch.where(first, self.clock, self.bad))
             self.clock += 1
+
+    def _backward(self, x: Tensor, mixed: Mixed) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and its logits, with the gradient left at the parameters."""
+        with autocast(self.device, self.recipe.precision):
+            logits = self.forward(x)
+        logits = logits.float()
+        loss = mixed_cross_entropy(logits, mixed, self.recipe.label_smoothing)
+        loss.backward()
+        return loss.detach(), logits.detach()
+
+    def _sharpness_aware(self, x: Tensor, mixed: Mixed) -> None:
+        """Replace the gradient by that at the worst neighbour, `sam_rho` away along it (Foret et al. 2021, eq. 2, 3).
+
+        Running statistics stay those of the weights themselves: batch norm's momentum is 0 meanwhile.
+        """
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        with torch.no_grad():
+            length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in parameters])))
+            here = [p.clone() for p in parameters]
+            away = torch._foreach_mul([p.grad for p in parameters], self.recipe.sam_rho / (length + 1e-12))
+            torch._foreach_add_(parameters, away)
+        for norm in norms:
+            norm.momentum = 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        self._backward(x, mixed)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, here)
 
     def _follow(self) -> None:
         """Move the averaged weights and buffers towards the trained ones (Polyak & Juditsky 1992); copy counters."""

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers.model import BasicBlock, SEBlock, SEResNet, count_parameters
-from helpers.runtime import CourseError
+from helpers.model import BasicBlock, DropPath, SEBlock, SEResNet, count_parameters
+from helpers.runtime import CourseError, generator
 
 LAYOUTS = [(1,), (2, 1), (1, 2, 1), (2, 2, 2, 2), (3, 3, 4, 3)]
 
@@ -145,6 +145,28 @@ def test_se_sits_on_the_branch_and_not_on_the_skip():
     torch.testing.assert_close(block(x), x)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.9])
+def test_drop_path_is_torchvisions_stochastic_depth(p):
+    """Whole images are left out, the others scaled up; with the same mask the same numbers."""
+    x, path = torch.randn(4_000, 2, 3, 3, generator=generator(1)), DropPath(p)
+    path.generator = generator(2)
+    out = path(x)
+    kept = (out != 0).flatten(1).any(1)
+    assert kept.float().mean().item() == pytest.approx(1 - p, abs=5 * math.sqrt(0.25 / len(x)))
+    torch.testing.assert_close(out[kept], x[kept] / (1 - p))
+    assert not out[~kept].any() and torch.equal(path.eval()(x), x)
+    theirs = torchvision.ops.StochasticDepth(p, "row")(x)
+    assert sorted({round(float(v), 3) for v in (theirs / x)[:, 0, 0, 0]}) == sorted(
+        {round(float(v), 3) for v in (out / x)[:, 0, 0, 0]}
+    )
+
+
+def test_drop_path_grows_from_block_to_block():
+    rates = [m.p for m in small(blocks=(1, 2, 2), drop_path=0.4).modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    assert list(small(drop_path=0.4).state_dict()) == list(small().state_dict())
+
+
 # ------------------------------------------------------------------------------------------------- the whole network
 
 
@@ -267,6 +289,7 @@ def test_an_image_is_judged_by_itself_in_evaluation():
         ({"dropout": 1.0}, r"dropout in \[0, 1\)"),
         ({"dropout": -0.1}, r"dropout in \[0, 1\)"),
         ({"dropout": math.nan}, r"dropout in \[0, 1\)"),
+        ({"drop_path": 1.0}, r"drop_path in \[0, 1\)"),
         ({"width": 0}, "width is at least 1"),
         ({"num_classes": 1}, "num_classes at least 2"),
         ({"reduction": 3}, "choose a divisor"),

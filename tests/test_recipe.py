@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers import recipe
 from helpers.augment import STAGES
-from helpers.model import SEResNet, count_parameters
+from helpers.model import count_parameters
 from helpers.recipe import RECIPES, Recipe
 from helpers.runtime import CourseError
 
@@ -61,7 +61,7 @@ def test_a_named_recipe_builds_and_round_trips(name):
     again = Recipe.from_dict(json.loads(json.dumps(made.to_dict())))
     assert again == made and hash(again) == hash(made)
     with torch.device("meta"):  # shapes without numbers: building 4.7 million parameters is not what is tested
-        network = SEResNet(made.blocks, made.width, made.reduction, made.dropout)
+        network = made.network()
     assert count_parameters(network) < 5_000_000
 
 

@@ -166,6 +166,38 @@ def test_the_losses_are_those_of_a_plain_loop(stand_in, tiny, changes):
         assert float(counted_right) == pytest.approx(right.item(), abs=1e-3)
 
 
+@pytest.mark.parametrize("rho", [0.05, 0.5])
+def test_a_sharpness_aware_step_is_the_two_steps_of_the_paper(stand_in, tiny, rho):
+    """Foret et al. 2021, algorithm 1, written out: uphill by rho, the gradient there, back, then SGD with it."""
+    recipe = tiny.but(dropout=0.0, stage="none", mixup_alpha=0.0, seed=4, sam_rho=rho)
+    trainer = train.Trainer(recipe, stand_in, CPU)
+    model = recipe.network().to(memory_format=torch.channels_last)
+    model.load_state_dict(trainer.model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, recipe.momentum, weight_decay=recipe.weight_decay)
+    trainer.model.train()
+    model.train()
+    for step in range(5):
+        index = torch.randperm(recipe.train_size, generator=generator(step))[: recipe.batch_size]
+        loss = trainer.step(index, 0.05).item()
+
+        x, targets = Augment("none")(stand_in.train.images[index]), stand_in.train.labels[index]
+        first = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), targets)
+        uphill = torch.autograd.grad(first, list(model.parameters()))
+        length = torch.cat([g.flatten() for g in uphill]).norm()
+        there = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, g in zip(there.parameters(), uphill, strict=True):
+                p += rho * g / length
+        second = F.cross_entropy(there(x.contiguous(memory_format=torch.channels_last)), targets)
+        for p, g in zip(model.parameters(), torch.autograd.grad(second, list(there.parameters())), strict=True):
+            p.grad = g
+        optimizer.step()
+        assert loss == pytest.approx(first.item(), rel=1e-5), "what is counted is the loss at the weights themselves"
+    for ours, theirs in zip(trainer.model.state_dict().values(), model.state_dict().values(), strict=True):
+        if ours.is_floating_point():  # batch norm's running statistics too: the neighbour leaves no trace in them
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 def test_a_compiled_step_trains_alike(stand_in, tiny):
     """The same draws (the dropout's too), the same losses to rounding; validation stays eager."""
