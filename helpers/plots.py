@@ -302,15 +302,33 @@ def lines(
 def intervals(frame: pd.DataFrame, title: str, xlabel: str = "test accuracy, %") -> Figure:
     """A dot with its interval for each row: columns label, value, low, high, all but the label in [0, 1]."""
     figure, axis = new(height=0.34 * len(frame) + 1.0)
-    y = np.arange(len(frame))[::-1]
-    value, low, high = (100 * frame[column].to_numpy(float) for column in ("value", "low", "high"))
-    axis.errorbar(value, y, xerr=[value - low, high - value], fmt="o", color=PALETTE[0], capsize=3, linewidth=1.4)
-    for at, level, upper in zip(y, value, high, strict=True):
+    _dots(axis, frame, xlabel)
+    axis.set_title(title)
+    return figure
+
+
+def interval_panels(frames: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """`intervals` side by side, a panel a name (its label below) and the same rows in each; NaN leaves a row empty."""
+    rows = len(next(iter(frames.values())))
+    figure, axes = new(1, len(frames), width=8.8, height=0.34 * rows + 1.3, sharey=True, squeeze=False)
+    _head(figure, title)
+    for i, (axis, (xlabel, frame)) in enumerate(zip(axes[0], frames.items(), strict=True)):
+        _dots(axis, frame, xlabel, i)
+        axis.margins(x=0.15)
+    return figure
+
+
+def _dots(axis: Any, frame: pd.DataFrame, xlabel: str, style: int = 0) -> None:
+    places, have = np.arange(len(frame))[::-1], frame["value"].notna().to_numpy()
+    y, part = places[have], 100 * frame.loc[have, ["value", "low", "high"]].astype(float)
+    value, low, high = part["value"].to_numpy(), part["low"].to_numpy(), part["high"].to_numpy()
+    axis.errorbar(value, y, xerr=[value - low, high - value], fmt=MARKERS[style], color=PALETTE[style], capsize=3,
+                  linewidth=1.4)  # fmt: skip
+    for at, level, upper in zip(y, value, part["high"].fillna(part["value"]), strict=True):
         axis.annotate(f"{level:.1f}", (upper, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
-    axis.set(title=title, xlabel=xlabel, yticks=y, ylim=(-0.7, len(frame) - 0.3))
+    axis.set(xlabel=xlabel, yticks=places, ylim=(-0.7, len(frame) - 0.3))
     axis.set_yticklabels(list(frame["label"]))
     axis.margins(x=0.1)
-    return figure
 
 
 def forest(frame: pd.DataFrame, title: str) -> Figure:
