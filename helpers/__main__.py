@@ -24,6 +24,7 @@ app = typer.Typer(help="The SE-ResNet course on the command line.", no_args_is_h
 
 Profile = Annotated[str, typer.Option(help="recorded (read runs), quick (train small) or paper (train in full).")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a field, as in --set epochs=3; repeatable.")]
+Only = Annotated[list[str] | None, typer.Option(help="Only this notebook (05 or its name); repeatable.")]
 StandIn = Annotated[bool, typer.Option("--stand-in", help="Go on with ten drawn shapes where CIFAR-10 is missing.")]
 
 
@@ -92,20 +93,41 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, or
 
 
 @app.command()
-def sweep(recipes: Annotated[list[str], typer.Argument(help="Named recipes.")],
-          seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1)] = 3,
-          root: Annotated[Path | None, typer.Option(help="Default: out/runs; data/runs records them.")] = None,
-          stand_in: StandIn = False) -> None:  # fmt: skip
-    """Train and test several recipes with several seeds; finished runs are not repeated."""
+def sweep(
+    names: Annotated[list[str], typer.Argument(help="Sweeps (ladder, mixup, se, dropout, warmup, rate, schedule) and "
+                                                    "named recipes.", metavar="NAME...")],
+    base: Annotated[str, typer.Option(help="The recipe that a sweep varies: quick, reduced, laptop, paper.")] = "quick",
+    seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1)] = 3,
+    root: Annotated[Path | None, typer.Option(help="Default: out/runs; data/runs records them.")] = None,
+    corruptions: Annotated[int, typer.Option(help="Also test each run on N distorted test images.", min=0)] = 0,
+    ray: Annotated[str, typer.Option(help="Address of the Ray cluster that does the work; auto finds it.")] = "",
+    gpus_per_run: Annotated[float, typer.Option(help="With --ray: the share of a GPU for a run.", min=0.01, max=1)] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and for how long.")] = False,
+    stand_in: StandIn = False,
+) -> None:  # fmt: skip
+    """Train and test recipes with several seeds. Finished runs are not repeated, interrupted ones go on."""
     from helpers import recipe as recipe_room
+    from helpers import runs
     from helpers import sweep as sweeping
 
-    table = sweeping.sweep(
-        [recipe_room.get(name) for name in recipes], range(seeds), root or ROOT / "out/runs", stand_in
-    )
-    for name, rows in table.groupby("recipe", sort=False):
-        accuracies = ", ".join(percent(value) for value in rows.test_accuracy)
-        print(f"{name:<28} test {percent(rows.test_accuracy.mean())} over {len(rows)} seeds ({accuracies})")
+    chosen = [recipe for name in names for recipe in recipe_room.named(name, base)]
+    root = root or ROOT / "out" / "runs"
+    if dry_run:
+        table, said = sweeping.forecast(sweeping.plan(chosen, range(seeds), root, stand_in, corruptions), root)
+        print(table.to_string(index=False), *said, sep="\n")
+        return
+    _warn(stand_in)
+    failures = sweeping.sweep(chosen, range(seeds), root, stand_in, corruptions, ray, gpus_per_run)
+    done = runs.load(root)
+    for recipe in dict.fromkeys(chosen) if len(done) else ():
+        rows = done[(done.recipe == recipe.name) & (done.seed < seeds)].dropna(subset="test_accuracy")
+        values = ", ".join(map(percent, rows.test_accuracy)) or "none"
+        mean = f"test {percent(rows.test_accuracy.mean())} " if len(rows) else ""
+        print(f"{recipe.name:<28} {mean}over {len(rows)} seeds ({values})")
+    for label, problem in failures.items():
+        print(f"{label} failed: {problem}")
+    if failures:
+        raise CourseError(f"{len(failures)} run(s) failed, as said above: the same command tries these again.")
 
 
 store = typer.Typer(help="Runs on this machine, and their way to another.", no_args_is_help=True)
@@ -217,17 +239,18 @@ def figures() -> None:
 
 
 @app.command()
-def notebooks() -> None:
+def notebooks(only: Only = None) -> None:
     """Run the committed notebooks once in profile recorded, store their outputs, and check their format."""
     from helpers import notebooks as notebook_room
 
-    notebook_room.refresh()
-    _report_problems([problem for entry in notebook_room.listing() for problem in notebook_room.check(entry.path)])
+    notebook_room.refresh(only=only)
+    entries = notebook_room.choose(only)
+    _report_problems([problem for entry in entries for problem in notebook_room.check(entry.path)])
 
 
 @app.command()
 def reproduce(profile: Profile = "quick",
-              only: Annotated[list[str] | None, typer.Option(help="Only this notebook (05 or its name).")] = None,
+              only: Only = None,
               resume: Annotated[bool, typer.Option(help="Keep runs trained earlier.")] = False) -> None:  # fmt: skip
     """Run every notebook end to end into out/<profile>/, with figures, report.html and summary.json."""
     from helpers import data, runs
@@ -260,11 +283,11 @@ def reproduce(profile: Profile = "quick",
 
 
 @app.command()
-def report(profile: Profile = "quick") -> None:
-    """Rebuild out/<profile>/report.html from the executed notebooks there."""
+def report() -> None:
+    """Write the course as it is stored to out/report.html: one page that needs no network. Runs nothing."""
     from helpers import notebooks as notebook_room
 
-    print(shown(notebook_room.rebuild_report(out_dir(profile))))
+    print(shown(notebook_room.course_report(ROOT / "out" / "report.html")))
 
 
 def _warn(stand_in: bool) -> None:

@@ -112,10 +112,49 @@ def pairs(
     return figure
 
 
+def answers(
+    pictures: Tensor, probabilities: Tensor, classes: Sequence[str], captions: Sequence[str], title: str = ""
+) -> Figure:
+    """Pictures uint8 [N, 3, H, W] in a row with what a network says of each below: probabilities [N, classes] as bars.
+
+    The likeliest class stands above its picture; its bar has another colour and a hatch.
+    """
+    figure, axes = new(2, len(pictures), 1.75 * len(pictures) + 0.9, 3.9, height_ratios=(1, 1.25), squeeze=False)
+    _head(figure, title)
+    y = np.arange(len(classes))[::-1]
+    for i, (said, caption) in enumerate(zip(100 * probabilities.double().cpu().numpy(), captions, strict=True)):
+        top, picture, axis = int(said.argmax()), axes[0][i], axes[1][i]
+        picture.imshow(pictures[i].permute(1, 2, 0).cpu().numpy())
+        picture.axis("off")
+        picture.set_title(f"{caption}\n{classes[top]}, {said[top]:.0f} %", loc="center", fontsize=8, weight="normal")
+        bars = axis.barh(y, said, 0.75, color=PALETTE[0], alpha=0.6)
+        bars[top].set(facecolor=PALETTE[1], alpha=1, hatch="///", edgecolor="white")
+        axis.set(xlim=(0, 100), xticks=(0, 50, 100), yticks=y, yticklabels=classes if i == 0 else [])
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="y", visible=False)
+    figure.supxlabel("probability, %", fontsize=8)
+    return figure
+
+
 def _head(figure: Figure, title: str) -> None:
     """A title over all panels, like those of single ones; none for ''."""
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium", weight="bold")
+
+
+def overlays(
+    pictures: Tensor, maps: Mapping[str, Any], captions: Sequence[str] = (), scale: float = 0.9, title: str = ""
+) -> Figure:
+    """Pictures uint8 [N, 3, H, W] in a row, and below it a row for each named map [N, H, W], values in [0, 1].
+
+    A map lies in colours over its picture in grey: black is 0, bright is 1.
+    """
+    grey = pictures.cpu().float().mean(1, keepdim=True) / 255
+    rows = [pictures]
+    for values in maps.values():
+        colours = torch.from_numpy(plt.get_cmap("magma")(np.asarray(values))[..., :3]).permute(0, 3, 1, 2)
+        rows.append(((2 * grey + 3 * colours) / 5).float())
+    return images(rows, ["picture", *maps], captions, scale, title)
 
 
 def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure:

@@ -14,7 +14,7 @@ from jsonschema.exceptions import best_match
 from safetensors import SafetensorError, safe_open
 
 from helpers.data import CIFAR10
-from helpers.recipe import RECIPES, Recipe
+from helpers.recipe import Recipe, get
 from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 
 RECORDED = ROOT / "data" / "runs"
@@ -169,12 +169,13 @@ _DEFAULTS = Recipe("defaults").to_dict()  # what a record means that was written
 def stale(recipe: dict[str, Any]) -> str:
     """The fields in which a record's recipe differs from the recipe of that name as it is now; "" if in none.
 
-    A field that the record was written without had the value that is now its default. A name that is not in RECIPES
-    has nothing to differ from.
+    A field that the record was written without had the value that is now its default. A name that `recipe.get` does
+    not know has nothing to differ from.
     """
-    if recipe["name"] not in RECIPES:
+    try:
+        now = get(recipe["name"], seed=recipe["seed"]).to_dict()
+    except CourseError:
         return ""
-    now = RECIPES[recipe["name"]].but(seed=recipe["seed"]).to_dict()
     then = {**_DEFAULTS, **recipe}
     return ", ".join(sorted(name for name in {*then, *now} if then.get(name) != now.get(name)))
 

@@ -116,7 +116,7 @@ def test_make_help_has_a_line_for_every_target():
     targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
     shown = subprocess.run(["make", "-s", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert {line.split()[1] for line in shown.splitlines()} == targets
-    assert targets >= {"setup", "reproduce", "test", "figures", "notebooks", "bench", "lab"}
+    assert targets >= {"setup", "reproduce", "test", "figures", "notebooks", "report", "bench", "lab"}
 
 
 def test_setup_does_nothing_twice():

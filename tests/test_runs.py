@@ -182,6 +182,8 @@ def test_a_record_of_another_recipe_by_that_name_is_flagged_with_its_fields():
     without = {name: value for name, value in now.items() if name != "width"}
     assert runs.stale(without) == "width", "quick's width is not the default"
     assert runs.stale({**now, "name": "mine", "epochs": 9}) == "", "nothing to differ from"
+    assert runs.stale({**now, "name": "quick-epochs-9", "epochs": 9}) == ""
+    assert runs.stale({**now, "name": "quick-epochs-9", "epochs": 7}) == "epochs"
 
 
 def test_flagged_rows_are_left_out_with_a_sentence(finished_tiny, tmp_path):
