@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import seaborn as sns
 import torch
+from colorspacious import cspace_convert, deltaE
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -63,6 +64,7 @@ SHARES = pd.DataFrame(
 # One call of every public function that makes a figure; a test below says so when one is missing.
 EXAMPLES = {
     "images": lambda: plots.images([DRAWN.images[:3], DRAWN.images[3:5]], ["one", "two"], ["x", "y", "z"]),
+    "overlays": lambda: plots.overlays(DRAWN.images[:3], {"a": np.zeros((3, 32, 32)), "b": np.eye(32)[None]}, "xyz"),
     "class_counts": lambda: plots.class_counts({"train": range(10, 20), "test": range(10)}, CLASSES),
     "channel_histograms": lambda: plots.channel_histograms(DRAWN.images),
     "architecture": lambda: plots.architecture(net()),
@@ -308,6 +310,20 @@ def test_a_grid_of_pictures_may_have_a_title_and_keeps_its_pictures_as_large(dra
     assert sizes[1] == pytest.approx(sizes[0], rel=0.15)
 
 
+def test_overlays_lay_a_map_in_colours_over_the_picture_in_grey():
+    maps = np.linspace(0, 1, 2 * 32 * 32).reshape(2, 32, 32)
+    axes = plots.overlays(DRAWN.images[:2], {"evidence": maps}, ["left", "right"]).axes
+    pictures = [axis.get_images()[0].get_array() for axis in axes]
+    for shown, given in zip(pictures[:2], DRAWN.images, strict=False):
+        assert np.array_equal(shown, given.permute(1, 2, 0).numpy())
+    for i, shown in enumerate(pictures[2:]):
+        grey = DRAWN.images[i].numpy().mean(0)[..., None] / 255
+        expected = 0.4 * grey + 0.6 * matplotlib.colormaps["magma"](maps[i])[..., :3]
+        np.testing.assert_allclose(np.asarray(shown), expected, atol=1e-6)
+    assert [axes[0].get_ylabel(), axes[2].get_ylabel()] == ["picture", "evidence"]
+    assert [axis.get_title("center") for axis in axes[:2]] == ["left", "right"]
+
+
 def test_the_ratio_of_spectra_is_read_without_powers_of_ten():
     axis = plots.spectra({"a": SPECTRUM, "b": SPECTRUM.assign(power=SPECTRUM.power * 1.9)}, "title").axes[1]
     axis.figure.canvas.draw()
@@ -490,3 +506,12 @@ def test_lines_differ_in_more_than_colour():
     assert len({str(line._unscaled_dash_pattern) for line in axis.lines}) == 7
     axis = plots.lines({name: ([0, 1], [i, i]) for i, name in enumerate(names)}, "t", "x", "y").axes[0]
     assert len({str(line._unscaled_dash_pattern) for line in axis.lines}) == 7
+
+
+@pytest.mark.parametrize("vision", ["deuteranomaly", "protanomaly", "tritanomaly"])
+def test_neighbouring_colours_stay_apart_for_colour_blind_readers(vision):
+    """By CAM02-UCS distance at full severity, where about 1 is just noticeable; in grey, dash and marker tell."""
+    space = {"name": "sRGB1+CVD", "cvd_type": vision, "severity": 100}
+    seen = np.clip(cspace_convert(np.array(plots.PALETTE[:5]), space, "sRGB1"), 0, 1)
+    assert deltaE(seen[:-1], seen[1:], input_space="sRGB1").min() > 15
+    assert len(set(plots.MARKERS)) == len(set(plots.DASHES)) == 7
