@@ -5,7 +5,7 @@ BIN     := .venv/bin
 COURSE  := $(BIN)/python -m helpers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test figures notebooks bench lab
+.PHONY: help setup reproduce test figures notebooks report bench lab
 
 help:       ## this list
 	@grep -hE '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ figures: .venv/installed    ## regenerate figures/ and the README's tables from 
 
 notebooks: .venv/installed  ## run the committed notebooks once (profile recorded) and store their outputs
 	$(COURSE) notebooks
+
+report: .venv/installed     ## the whole course as one HTML page, out/report.html; runs nothing, needs no network
+	$(COURSE) report
 
 bench: .venv/installed      ## measure this machine
 	$(COURSE) bench

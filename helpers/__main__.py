@@ -5,20 +5,26 @@ from __future__ import annotations
 import ast
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+STOPPED = b"error: stopped by Ctrl-C\n"
 
-from helpers.runtime import ROOT, CourseError, out_dir, percent, shown
+if __name__ == "__main__":  # importing torch takes seconds, and half-imported C code may lose any exception
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, STOPPED), os._exit(130)))
+
+import typer  # noqa: E402
+
+from helpers.runtime import ROOT, CourseError, out_dir, percent, shown  # noqa: E402
 
 app = typer.Typer(help="The SE-ResNet course on the command line.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False)  # fmt: skip
 
-RecipeName = Annotated[str, typer.Argument(help="A named recipe, such as quick, laptop or paper.")]
 Profile = Annotated[str, typer.Option(help="recorded (read runs), quick (train small) or paper (train in full).")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a field, as in --set epochs=3; repeatable.")]
+Only = Annotated[list[str] | None, typer.Option(help="Only this notebook (05 or its name); repeatable.")]
 StandIn = Annotated[bool, typer.Option("--stand-in", help="Go on with ten drawn shapes where CIFAR-10 is missing.")]
 
 
@@ -31,8 +37,14 @@ def fetch() -> None:
 
 
 @app.command()
-def train(recipe: RecipeName, seed: Annotated[int, typer.Option(help="The run's seed.")] = 0, change: Changes = None,
-          run_dir: Annotated[Path | None, typer.Option(help="Default: out/runs/<recipe>/<seed>.")] = None,
+def train(recipe: Annotated[str | None, typer.Argument(help="A named recipe, such as quick, laptop or paper.")] = None,
+          name: Annotated[str | None, typer.Option("--recipe", help="The same, as an option.")] = None,
+          seed: Annotated[int | None, typer.Option(help="The run's seed. Default: 0.")] = None,
+          seeds: Annotated[int | None, typer.Option(help="Train seeds 0 to N-1 in one go: side by side on a GPU, one "
+                                                    "after the other on a CPU.", metavar="N", min=1)] = None,
+          change: Changes = None,
+          root: Annotated[Path | None, typer.Option(help="For <root>/<recipe>/<seed>. Default: out/runs.")] = None,
+          run_dir: Annotated[Path | None, typer.Option(help="One run's folder, wherever it is.")] = None,
           fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
           stand_in: StandIn = False) -> None:  # fmt: skip
     """Train a recipe and test it once selected. Called again after an interruption, it goes on where it was."""
@@ -40,13 +52,19 @@ def train(recipe: RecipeName, seed: Annotated[int, typer.Option(help="The run's 
     from helpers import recipe as recipes
     from helpers import train as training
 
-    chosen = recipes.get(recipe, **_fields(change)).but(seed=seed)
+    if (recipe is None) == (name is None):
+        raise CourseError("Give one recipe to train, as in `train paper` or `train --recipe paper`.")
+    if seed is not None and seeds is not None:
+        raise CourseError("Give --seed K for the one run or --seeds N for seeds 0 to N-1, not both.")
+    if run_dir and (root or seeds):
+        raise CourseError("--run-dir is the folder of one run: give --root with --seeds, or --run-dir and one --seed.")
+    chosen = recipes.get(recipe or name, **_fields(change))
+    seeded = [chosen.but(seed=number) for number in (range(seeds) if seeds else [seed or 0])]
     _warn(stand_in)
-    path = run_dir or ROOT / "out" / "runs" / chosen.name / str(seed)
-    run = training.fit(chosen, training.training_data(chosen, stand_in), path, resume=not fresh)
-    if "test" not in run.record:
-        run = evaluate.test_run(path, stand_in)
-    _tell(run)
+    store = root or ROOT / "out" / "runs"
+    paths = [run_dir or store / each.name / str(each.seed) for each in seeded]
+    for run in training.fit_many(seeded, training.training_data(chosen, stand_in), paths, resume=not fresh):
+        _tell(run if "test" in run.record else evaluate.test_run(run.path, stand_in))
 
 
 @app.command()
@@ -75,20 +93,93 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, or
 
 
 @app.command()
-def sweep(recipes: Annotated[list[str], typer.Argument(help="Named recipes.")],
-          seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1)] = 3,
-          root: Annotated[Path | None, typer.Option(help="Default: out/runs; data/runs records them.")] = None,
-          stand_in: StandIn = False) -> None:  # fmt: skip
-    """Train and test several recipes with several seeds; finished runs are not repeated."""
+def sweep(
+    names: Annotated[list[str], typer.Argument(help="Sweeps (ladder, mixup, se, dropout, warmup, rate, schedule) and "
+                                                    "named recipes.", metavar="NAME...")],
+    base: Annotated[str, typer.Option(help="The recipe that a sweep varies: quick, reduced, laptop, paper.")] = "quick",
+    seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1)] = 3,
+    root: Annotated[Path | None, typer.Option(help="Default: out/runs; data/runs records them.")] = None,
+    corruptions: Annotated[int, typer.Option(help="Also test each run on N distorted test images.", min=0)] = 0,
+    ray: Annotated[str, typer.Option(help="Address of the Ray cluster that does the work; auto finds it.")] = "",
+    gpus_per_run: Annotated[float, typer.Option(help="With --ray: the share of a GPU for a run.", min=0.01, max=1)] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and for how long.")] = False,
+    stand_in: StandIn = False,
+) -> None:  # fmt: skip
+    """Train and test recipes with several seeds. Finished runs are not repeated, interrupted ones go on."""
     from helpers import recipe as recipe_room
+    from helpers import runs
     from helpers import sweep as sweeping
 
-    table = sweeping.sweep(
-        [recipe_room.get(name) for name in recipes], range(seeds), root or ROOT / "out/runs", stand_in
-    )
-    for name, rows in table.groupby("recipe", sort=False):
-        accuracies = ", ".join(percent(value) for value in rows.test_accuracy)
-        print(f"{name:<28} test {percent(rows.test_accuracy.mean())} over {len(rows)} seeds ({accuracies})")
+    chosen = [recipe for name in names for recipe in recipe_room.named(name, base)]
+    root = root or ROOT / "out" / "runs"
+    if dry_run:
+        table, said = sweeping.forecast(sweeping.plan(chosen, range(seeds), root, stand_in, corruptions), root)
+        print(table.to_string(index=False), *said, sep="\n")
+        return
+    _warn(stand_in)
+    failures = sweeping.sweep(chosen, range(seeds), root, stand_in, corruptions, ray, gpus_per_run)
+    done = runs.load(root)
+    for recipe in dict.fromkeys(chosen) if len(done) else ():
+        rows = done[(done.recipe == recipe.name) & (done.seed < seeds)].dropna(subset="test_accuracy")
+        values = ", ".join(map(percent, rows.test_accuracy)) or "none"
+        mean = f"test {percent(rows.test_accuracy.mean())} " if len(rows) else ""
+        print(f"{recipe.name:<28} {mean}over {len(rows)} seeds ({values})")
+    for label, problem in failures.items():
+        print(f"{label} failed: {problem}")
+    if failures:
+        raise CourseError(f"{len(failures)} run(s) failed, as said above: the same command tries these again.")
+
+
+store = typer.Typer(help="Runs on this machine, and their way to another.", no_args_is_help=True)
+app.add_typer(store, name="runs")
+
+
+@store.command("list")
+def runs_list(root: Annotated[Path | None, typer.Option(help="Default: data/runs, the recorded runs.")] = None) -> None:
+    """A line for each run: what it is, what it reached, what is kept of it."""
+    import warnings
+
+    from helpers import runs
+
+    with warnings.catch_warnings(record=True) as problems:
+        table = runs.load(root or runs.RECORDED)
+    for problem in problems:
+        print(problem.message)
+    if table.empty:
+        raise CourseError(f"There is no finished run in {shown(root or runs.RECORDED)}: train one first.")
+    print(runs.listing(table, root or runs.RECORDED).to_string(index=False))
+
+
+@store.command("export")
+def runs_export(
+    file: Annotated[Path, typer.Argument(help="The archive to write, a .zip.")],
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders of runs. Default: all below --root.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Default: out/runs.")] = None,
+    weights: Annotated[str, typer.Option(help="Weights to pack, in half precision: best, last or none.")] = "best",
+    split_mb: Annotated[float | None, typer.Option(help="Write archives of at most this many MB.", min=0.01)] = None,
+) -> None:
+    """Pack tested runs, records and weights, into archives that `runs import` takes in on another machine."""
+    from helpers import exchange
+
+    if folders and root:
+        raise CourseError("Give the folders of runs or the --root that holds them, not both.")
+    below = sorted(path.parent for path in (root or ROOT / "out" / "runs").glob("*/*/run.json"))
+    for path in exchange.pack(file, folders or below, weights, split_mb):
+        print(f"{shown(path)}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+@store.command("import")
+def runs_import(
+    files: Annotated[list[Path], typer.Argument(help="What `runs export` wrote.")],
+    root: Annotated[Path | None, typer.Option(help="Default: data/runs; it takes current runs on CIFAR-10.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the archive's where a run here differs.")] = False,
+    stand_in: StandIn = False,
+) -> None:
+    """Check archives of runs, test their weights again, and take them into the store: all of them or none."""
+    from helpers import exchange, runs
+
+    for line in exchange.unpack(files, root or runs.RECORDED, replace, stand_in):
+        print(line)
 
 
 distorted = typer.Typer(help="Write distorted test images of our own making.", no_args_is_help=True)
@@ -148,17 +239,18 @@ def figures() -> None:
 
 
 @app.command()
-def notebooks() -> None:
+def notebooks(only: Only = None) -> None:
     """Run the committed notebooks once in profile recorded, store their outputs, and check their format."""
     from helpers import notebooks as notebook_room
 
-    notebook_room.refresh()
-    _report_problems([problem for entry in notebook_room.listing() for problem in notebook_room.check(entry.path)])
+    notebook_room.refresh(only=only)
+    entries = notebook_room.choose(only)
+    _report_problems([problem for entry in entries for problem in notebook_room.check(entry.path)])
 
 
 @app.command()
 def reproduce(profile: Profile = "quick",
-              only: Annotated[list[str] | None, typer.Option(help="Only this notebook (05 or its name).")] = None,
+              only: Only = None,
               resume: Annotated[bool, typer.Option(help="Keep runs trained earlier.")] = False) -> None:  # fmt: skip
     """Run every notebook end to end into out/<profile>/, with figures, report.html and summary.json."""
     from helpers import data, runs
@@ -191,11 +283,11 @@ def reproduce(profile: Profile = "quick",
 
 
 @app.command()
-def report(profile: Profile = "quick") -> None:
-    """Rebuild out/<profile>/report.html from the executed notebooks there."""
+def report() -> None:
+    """Write the course as it is stored to out/report.html: one page that needs no network. Runs nothing."""
     from helpers import notebooks as notebook_room
 
-    print(shown(notebook_room.rebuild_report(out_dir(profile))))
+    print(shown(notebook_room.course_report(ROOT / "out" / "report.html")))
 
 
 def _warn(stand_in: bool) -> None:
@@ -259,16 +351,20 @@ def _report_problems(problems: list[str]) -> None:
         raise CourseError(f"The notebooks have {len(problems)} problem(s) of format: mend what is listed above.")
 
 
+def _stop(*_: object) -> None:
+    """Leave on Ctrl-C by an exception that clears up on its way and that no library takes for its own."""
+    os.write(2, STOPPED)
+    sys.exit(130)
+
+
 def main() -> None:
     """Run a command; a mistake the user can mend is one sentence and exit code 1, never a traceback."""
+    signal.signal(signal.SIGINT, _stop)
     try:
         app()
     except CourseError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(128 + error.signum if hasattr(error, "signum") else 1)  # the shell's code for a signal that stopped us
-    except KeyboardInterrupt:
-        print("error: stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `... | head` closed our output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -25,22 +25,31 @@ in all: the same, moved by the errors between which 95 % of the known distortion
 def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False) -> runs.Run:
     """A run on the clean test set, and on its first `corruptions` images distorted in every way.
 
-    Returns the run with the result in its record; written there unless the run is one file of weights.
+    Returns the run with the results in its record; written there unless the run is one file of weights. With
+    `corruptions` the other tables of a record are written too: shift.csv and reliability.csv of all severities,
+    estimates.csv, test_correct.txt.
     """
     plots.start(run.record["data"])
     test = evaluate.own_test(run, stand_in)
-    found = _labelled(run, test, folder)
-    if corruptions:
-        _corrupted(run, evaluate.distorted(test.take(torch.arange(min(corruptions, len(test.labels))))), folder)
-    record = {**run.record, "test": found}
-    return runs.write_record(run.path, record) if run.path.is_dir() else runs.Run(run.path, record)
+    record = {**run.record, "test": _labelled(run, test, folder)}
+    recorded = run.path.is_dir()
+    run = runs.write_record(run.path, record) if recorded else runs.Run(run.path, record)
+    count = min(corruptions, len(test.labels))
+    if count and recorded:
+        table = evaluate.shifted_metrics(run.path, distort.SEVERITIES, count, stand_in)
+        _corrupted(run, table[table.kind != "clean"].reset_index(drop=True), folder)
+        estimate.trials(run, training_data(Recipe.from_dict(run.record["recipe"]), stand_in).val)
+        evaluate.correct_on_test(run.path, stand_in)
+    elif count:
+        _corrupted(run, _table(run, evaluate.distorted(test.take(torch.arange(count)))), folder)
+    return runs.read(run.path) if recorded else run
 
 
 def shifted(run: runs.Run, path: Path, folder: Path, stand_in: bool = False) -> None:
     """A run on a CIFAR-10-C folder, or on what `load_shifted` reads, with labels or without."""
     plots.start(run.record["data"])
     if (path / "labels.npy").exists():
-        _corrupted(run, evaluate.read_corrupted(path), folder)
+        _corrupted(run, _table(run, evaluate.read_corrupted(path)), folder)
         return
     images, labels, ids = load_shifted(path)
     if labels is None:
@@ -66,13 +75,16 @@ def _labelled(run: runs.Run, test: ImageSet, folder: Path) -> dict:
     return found
 
 
-def _corrupted(run: runs.Run, sets: Iterable[tuple[str, int, Tensor, Tensor]], folder: Path) -> None:
-    table, _, _ = evaluate.corruption_table(evaluate.load_model(run), run.record["recipe"]["precision"], sets)
+def _table(run: runs.Run, sets: Iterable[tuple[str, int, Tensor, Tensor]]) -> pd.DataFrame:
+    return evaluate.corruption_table(evaluate.load_model(run), run.record["recipe"]["precision"], sets)[0]
+
+
+def _corrupted(run: runs.Run, table: pd.DataFrame, folder: Path) -> None:
     grid = 100 * table.pivot(index="kind", columns="severity", values="accuracy").loc[table.kind.unique()]
     scored = table.kind[table.kind.isin(distort.SCORED)].nunique()
     print(f"{grid.round(2).to_string()}\n")
     print(f"mean corruption accuracy {percent(evaluate.mean_corruption_accuracy(table))}: {scored} kinds at "
-          f"{grid.shape[1]} severities, {table['count'][0]:,} images each")  # fmt: skip
+          f"{grid.shape[1]} severities, {table['count'].iloc[0]:,} images each")  # fmt: skip
     runs.write_table(folder / "corruptions.csv", table)
     title = f"{run.label}: accuracy by kind and severity"
     _save(plots.heat(grid, title, "%", 10, 100, ".1f"), folder / "corruptions.png")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import shutil
 import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from helpers import readers
-from helpers.runtime import ROOT, CourseError, generator, shown
+from helpers.runtime import ROOT, CourseError, generator, shown, staging
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STAND_IN_CLASSES = ("disc", "square", "triangle", "ring", "plus", "rows", "columns", "diagonals", "checks", "dots")
@@ -126,26 +124,19 @@ def fetch(root: str | Path | None = None) -> Path:
         for split in ("train", "test"):
             load_cifar10(split, root)  # says which file is wrong, if one is
         return root
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".cifar10-", dir=root))
-    except OSError as error:
-        raise CourseError(
-            f"Cannot write to {shown(root)} ({error.strerror}): set CIFAR10_ROOT to a folder you may write to."
-        ) from error
     patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # seconds without a byte: a network that swallows packets is no network
-    try:
-        Reference(temporary, train=True, download=True)
-        (temporary / "cifar-10-batches-py").rename(root / "cifar-10-batches-py")
-    except Exception as error:  # URLError, RuntimeError, OSError ...: torchvision has no one type for a failed download
-        raise CourseError(
-            f"CIFAR-10 could not be downloaded ({type(error).__name__}: {error}): check the network and "
-            f"the space in {shown(root)} and try again, or copy cifar-10-batches-py there."
-        ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
-        shutil.rmtree(temporary, ignore_errors=True)
+    with staging(root, "set CIFAR10_ROOT to a folder you may write to") as temporary:
+        socket.setdefaulttimeout(30)  # seconds without a byte: a network that swallows packets is no network
+        try:
+            Reference(temporary, train=True, download=True)
+            (temporary / "cifar-10-batches-py").rename(root / "cifar-10-batches-py")
+        except Exception as error:  # URLError, RuntimeError, OSError: torchvision has no one type for a failed download
+            raise CourseError(
+                f"CIFAR-10 could not be downloaded ({type(error).__name__}: {error}): check the network and "
+                f"the space for {shown(root)} and try again, or copy cifar-10-batches-py there."
+            ) from error
+        finally:
+            socket.setdefaulttimeout(patience)
     return root
 
 

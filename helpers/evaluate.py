@@ -269,14 +269,23 @@ def mean_corruption_accuracy(table: pd.DataFrame) -> float:
     return float(table[table.kind.isin(distort.SCORED)].groupby("kind").accuracy.mean().mean())
 
 
+def corrupted(table: pd.DataFrame) -> dict[str, Any]:
+    """What a record says of distorted images, from the table that shifted_metrics writes: mean corruption accuracy in
+    [0, 1], the images that each row counts, the severities.
+    """
+    severities = sorted(set(table.loc[table.kind.isin(distort.SCORED), "severity"].tolist()))
+    accuracy = round(mean_corruption_accuracy(table), 6)  # of a CSV with as many decimals
+    return {"accuracy": accuracy, "count": int(table["count"].iloc[0]), "severities": severities}
+
+
 def shifted_metrics(
     run_dir: str | Path, severities: Iterable[int] = (1, 3, 5), count: int = 1_000, stand_in: bool = False
 ) -> pd.DataFrame:
     """A finished run on distorted test images: a row a kind and severity, after one row for the same images untouched.
 
     Columns: those of corruption_table, kind "clean" first. The first `count` test images, in every row the same. Writes
-    the table to shift.csv beside run.json, and the reliability of the clean and of all distorted images to
-    reliability.csv. Nothing is chosen by these numbers.
+    the table to shift.csv beside run.json, the reliability of the clean and of all distorted images to reliability.csv,
+    and the mean over the scored kinds into the record, as `corrupted`. Nothing is chosen by these numbers.
     """
     run = runs.read(run_dir)
     test = own_test(run, stand_in)
@@ -290,6 +299,8 @@ def shifted_metrics(
             if len(labels[part])]  # fmt: skip
     runs.write_table(run.path / "shift.csv", table)
     runs.write_table(run.path / "reliability.csv", pd.concat(bins))
+    if len(table) > 1:
+        runs.write_record(run.path, {**run.record, "corrupted": corrupted(table)})
     return pd.read_csv(run.path / "shift.csv")
 
 

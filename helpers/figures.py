@@ -26,10 +26,12 @@ REPORTED = {
     "val_accuracy": ("validation, as it is", None),
     "test_accuracy": ("test, as it is", PAPER_TEST_ACCURACY),
 }
+SHORT = "A short schedule punishes strong augmentation."  # said wherever a reduced schedule is shown
 NEAREST = ("paper", "laptop", "quick")  # the recipes that stand for the paper's, the nearest first
 TIERS = ("gpu", "cpu", "quick")
 
-# What to see in each figure, in words: for the README, and wherever else one is shown. A ladder's name has its recipe.
+# What to see in each figure, in words: for the README, and wherever else one is shown. Of ladders and of varied fields
+# there are several, ladder_<recipe> and varied_<field>.
 ALT = {
     "figure_1_architecture": "The network: a stem, four stages of residual blocks with squeeze-and-excitation, and a "
     "head; every box with its layers, every stage with its output shape and parameters",
@@ -40,9 +42,11 @@ ALT = {
     "figure_4_validation_accuracy": "Validation accuracy over optimiser steps, on the images as they are and on "
     f"augmented ones, with the paper's final {percent(PAPER_VAL_ACCURACY)} on augmented ones as a dotted level",
     "ladder": "Test accuracy of each rung of the augmentation ladder: a dot for the mean over seeds with its 95 % "
-    "interval, without augmentation at the top, with everything and Mixup at the bottom",
-    "mixup_alpha": "Test accuracy for each of Mixup's alphas that was run: a dot for the mean over seeds with its 95 % "
-    "interval",
+    "interval, without augmentation at the top, with everything and Mixup at the bottom; where distorted images were "
+    "counted too, in a second panel",
+    "varied": "Test accuracy for each value of one field of a recipe, all else being equal: a dot for the mean over "
+    "seeds with its 95 % interval, the smallest value at the top; where distorted images were counted too, in a second "
+    "panel",
     "kind_severity": "A heat map of the test accuracy under each kind of distortion, a row each, at growing severity "
     "from left to right",
     "predicted_accuracy": "Accuracy predicted without labels against the true one, a panel a method, a point a "
@@ -53,8 +57,9 @@ ALT = {
 
 
 def alt(name: str) -> str:
-    """The words for a figure by its file's name without .png; a ladder's are those of every ladder."""
-    return ALT["ladder" if name.startswith("ladder_") else name]
+    """The words for a figure by its file's name without .png; "" for a name that no figure has."""
+    family, _, member = name.partition("_")
+    return ALT.get(family if member and family in ("ladder", "varied") else name, "")
 
 
 def main_run(table: pd.DataFrame) -> pd.DataFrame:
@@ -72,11 +77,17 @@ def by_tier(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {tier: main_run(near[near.tier == tier]) for tier in TIERS if (near.tier == tier).any()}
 
 
+def schedule(rows: pd.DataFrame) -> str:
+    """Epochs in words, so that no reader takes a short run for the paper's: "25 of 300 epochs"."""
+    epochs, full = rows.epochs.iloc[0], recipe.RECIPES["paper"].epochs
+    return f"{epochs} epochs" if epochs >= full else f"{epochs} of {full} epochs"
+
+
 def title(rows: pd.DataFrame) -> str:
-    """What a figure says of the run it shows, so that no reader takes a short run for 300 epochs."""
+    """What a figure says of the run it shows."""
     row = rows.iloc[0]
     seeds = f"{len(rows)} seeds" if len(rows) > 1 else f"seed {row.seed}"
-    return f"recipe {row.recipe}, {row.epochs} epochs, {seeds}"
+    return f"recipe {row.recipe}, {schedule(rows)}, {seeds}"
 
 
 def _paper(rows: pd.DataFrame, level: float, label: str) -> dict[str, Any]:
@@ -115,49 +126,103 @@ def bases(table: pd.DataFrame) -> list[recipe.Recipe]:
     return [base for base, rungs in ladders.items() if rungs <= set(recipe.RECIPES) and len(rungs & have) > 1]
 
 
-def rungs(table: pd.DataFrame, base: recipe.Recipe) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of a ladder, with a column `rung`, and its rungs in order. Only the quick profile has `-short` runs,
+def rungs(table: pd.DataFrame, base: recipe.Recipe) -> pd.DataFrame:
+    """The rows of a ladder in the order of its rungs, with a column `rung`. Only the quick profile has `-short` runs,
     of fewer images and epochs, and compares those alone.
     """
     short = table.recipe.str.endswith("-short")
     table = table[short] if short.any() else table
     table = table.assign(rung=table.recipe.str.removesuffix("-short"))
-    order = [rung.name for rung in recipe.ladder(base) if rung.name in set(table.rung)]
-    return table[table.rung.isin(order)], order
+    order = {rung.name: at for at, rung in enumerate(recipe.ladder(base))}
+    return table[table.rung.isin(order)].sort_values("rung", key=lambda names: names.map(order), kind="stable")
 
 
-def _means(rows: pd.DataFrame, by: str, order: list) -> tuple[pd.DataFrame, str]:
-    """Rows for plots.intervals, in order, and the words for their intervals: over seeds, or of one seed Wilson's."""
-    found = stats.over_seeds(rows, by=by).set_index(by).loc[order]
+def measured(rows: pd.DataFrame, by: str) -> dict[str, tuple[str, pd.DataFrame]]:
+    """What can be compared between groups of runs: a column of runs.load() -> its name, and the rows that have it.
+
+    Always the clean test accuracy; that on distorted images where two groups or more have it, counted on equally many
+    images at the same severities: of several such settings the one that most runs have.
+    """
+    found = {"test_accuracy": ("test accuracy", rows)}
+    part = rows.dropna(subset=["corrupted_accuracy"])
+    if len(part):
+        setting = part.corrupted_count.astype(str) + " at " + part.corrupted_severities
+        part = part[setting == setting.mode()[0]]
+    if part[by].nunique() > 1:
+        found["corrupted_accuracy"] = ("corrupted accuracy", part)
+    return found
+
+
+def _compare(rows: pd.DataFrame, by: str, title: str) -> Figure:
+    """A dot a group with the interval over its seeds (of one seed, over its images), a panel for each measure."""
+    order, frames = list(dict.fromkeys(rows[by])), {}
     wilson = rows.groupby(by)[["test_low", "test_high"]].first().loc[order].astype(float)
-    frame = pd.DataFrame({"label": order, "value": found["mean"].to_numpy(),
-                          "low": found.low.fillna(wilson.test_low).to_numpy(),
-                          "high": found.high.fillna(wilson.test_high).to_numpy()})  # fmt: skip
-    seeds = sorted(set(found.seeds))
-    return frame, (
-        "one seed, 95 % over images" if seeds == [1] else f"mean of {' or '.join(map(str, seeds))} seeds, 95 %"
-    )
+    for value, (name, part) in measured(rows, by).items():
+        found = stats.over_seeds(part, value, by).set_index(by).reindex(order)
+        low, high = found.low, found.high
+        if value == "test_accuracy":
+            low, high = low.fillna(wilson.test_low), high.fillna(wilson.test_high)
+        frames[f"{name}, %"] = pd.DataFrame({"label": order, "value": found["mean"], "low": low, "high": high})
+    seeds = sorted(set(rows.groupby(by).size()))
+    words = "one seed, 95 % over images" if seeds == [1] else f"mean of {' or '.join(map(str, seeds))} seeds, 95 %"
+    title = f"{title}: {words}"
+    if len(frames) > 1:
+        return plots.interval_panels(frames, title)
+    return plots.intervals(frames["test accuracy, %"], title)
 
 
 def ladder(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -> Figure:
-    """Test accuracy of each rung of a recipe's ladder that has been run: mean over seeds and its interval."""
-    rows, order = rungs(table, base)
-    frame, words = _means(rows, "rung", order)
-    return plots.intervals(frame, f"The ladder on {base.name}, {rows.epochs.iloc[0]} epochs: {words}")
+    """Test accuracy of each rung of a recipe's ladder that has been run, on clean and, where counted, distorted images:
+    mean over seeds and its interval.
+    """
+    rows = rungs(table, base)
+    return _compare(rows, "rung", f"The ladder on {base.name}, {schedule(rows)}")
 
 
-def varied(table: pd.DataFrame, field: str) -> pd.DataFrame:
-    """The recorded runs that differ in nothing but one field of the recipe and the seed, and in it the most often."""
-    same = [name for name in recipe.RECIPES["paper"].to_dict() if name not in ("name", "seed", field)]
-    groups = [rows for _, rows in table.groupby(table[same].astype(str).agg(" ".join, axis=1))]
-    return max(groups, key=lambda rows: rows[field].nunique())
+_NONE = {"mixup_alpha": "no Mixup", "cutmix_alpha": "no CutMix", "reduction": "no SE"}  # what a 0 means
 
 
-def mixup_alpha(rows: pd.DataFrame) -> Figure:
-    """Test accuracy over Mixup's alpha: mean over seeds and its interval."""
-    frame, words = _means(rows, "mixup_alpha", sorted(set(rows.mixup_alpha)))
-    frame["label"] = [f"alpha = {alpha:g}" if alpha else "no Mixup" for alpha in frame.label]
-    return plots.intervals(frame, f"Mixup's alpha, {rows.epochs.iloc[0]} epochs: {words}")
+def _words(field: str, value: Any) -> str:
+    if not value and field in _NONE:
+        return _NONE[field]
+    number = isinstance(value, float | int) and not isinstance(value, bool)
+    return f"{field.replace('_', ' ')} {format(value, 'g') if number else value}"
+
+
+def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame:
+    """The runs of the recipe `base` and of those that differ from it in nothing but one field, sorted by its value.
+
+    table: as runs.load() gives it. Adds the columns `value` (the field's value in words) and `base`. Empty where `base`
+    is not in the table. Raises CourseError for a field that recipes do not have.
+    """
+    names = [name for name in recipe.RECIPES["paper"].to_dict() if name not in ("name", "seed")]
+    if field not in names:
+        raise CourseError(f"A recipe has no field {field!r} to vary: expected one of {', '.join(names)}.")
+    if table.empty:
+        return table
+    alike = table[[name for name in names if name != field]].astype(str).agg(" ".join, axis=1)
+    rows = table[alike.isin(alike[table.recipe == base])]
+    if rows.empty:
+        return rows
+    words = rows[field].map(lambda value: _words(field, value))
+    words = words.mask(words.isin(words[rows.recipe == base]), lambda own: own + f" ({base})")
+    rows = rows.assign(value=words, base=base)
+    first = rows.sort_values("recipe", key=lambda names: names != base, kind="stable").groupby("value").recipe.first()
+    rows = rows[rows.recipe == rows["value"].map(first)]  # one recipe a value, under whatever names it was run
+    order = rows[field].map(lambda value: tuple(value) if isinstance(value, list) else value)
+    return rows.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
+
+
+def vary(rows: pd.DataFrame, field: str) -> Figure:
+    """Test accuracy over the values of one field (rows: of `varied`): mean over seeds and its interval."""
+    return _compare(rows, "value", f"{field} varied on {rows.base.iloc[0]}, {schedule(rows)}")
+
+
+def fields(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """field -> the rows of `varied`, for each field that has two values or more there. Stages are a ladder's matter."""
+    names = [name for name in recipe.RECIPES["paper"].to_dict() if name not in ("name", "seed", "stage")]
+    found = {name: varied(table, name) for name in names}
+    return {name: rows for name, rows in found.items() if len(rows) and rows["value"].nunique() > 1}
 
 
 def beside(table: pd.DataFrame, name: str, root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -215,8 +280,7 @@ def draw(root: Path = runs.RECORDED) -> dict[str, Figure]:
             drawn["reported_reproduced"] = reported(table)
     tested = table.dropna(subset=["test_accuracy"])
     drawn |= {f"ladder_{base.name}": ladder(tested, base) for base in bases(tested)}
-    if len(tested) and (rows := varied(tested, "mixup_alpha")).mixup_alpha.nunique() > 2:
-        drawn["mixup_alpha"] = mixup_alpha(rows)
+    drawn |= {f"varied_{field}": vary(rows, field) for field, rows in fields(tested).items()}
     for name, file, make in (("kind_severity", "shift.csv", kind_severity),
                              ("predicted_accuracy", estimate.FILE, predicted_accuracy)):  # fmt: skip
         found, rows = beside(table, file, root)

@@ -112,6 +112,30 @@ def pairs(
     return figure
 
 
+def answers(
+    pictures: Tensor, probabilities: Tensor, classes: Sequence[str], captions: Sequence[str], title: str = ""
+) -> Figure:
+    """Pictures uint8 [N, 3, H, W] in a row with what a network says of each below: probabilities [N, classes] as bars.
+
+    The likeliest class stands above its picture; its bar has another colour and a hatch.
+    """
+    figure, axes = new(2, len(pictures), 1.75 * len(pictures) + 0.9, 3.9, height_ratios=(1, 1.25), squeeze=False)
+    _head(figure, title)
+    y = np.arange(len(classes))[::-1]
+    for i, (said, caption) in enumerate(zip(100 * probabilities.double().cpu().numpy(), captions, strict=True)):
+        top, picture, axis = int(said.argmax()), axes[0][i], axes[1][i]
+        picture.imshow(pictures[i].permute(1, 2, 0).cpu().numpy())
+        picture.axis("off")
+        picture.set_title(f"{caption}\n{classes[top]}, {said[top]:.0f} %", loc="center", fontsize=8, weight="normal")
+        bars = axis.barh(y, said, 0.75, color=PALETTE[0], alpha=0.6)
+        bars[top].set(facecolor=PALETTE[1], alpha=1, hatch="///", edgecolor="white")
+        axis.set(xlim=(0, 100), xticks=(0, 50, 100), yticks=y, yticklabels=classes if i == 0 else [])
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="y", visible=False)
+    figure.supxlabel("probability, %", fontsize=8)
+    return figure
+
+
 def _head(figure: Figure, title: str) -> None:
     """A title over all panels, like those of single ones; none for ''."""
     if title:
@@ -317,15 +341,33 @@ def lines(
 def intervals(frame: pd.DataFrame, title: str, xlabel: str = "test accuracy, %") -> Figure:
     """A dot with its interval for each row: columns label, value, low, high, all but the label in [0, 1]."""
     figure, axis = new(height=0.34 * len(frame) + 1.0)
-    y = np.arange(len(frame))[::-1]
-    value, low, high = (100 * frame[column].to_numpy(float) for column in ("value", "low", "high"))
-    axis.errorbar(value, y, xerr=[value - low, high - value], fmt="o", color=PALETTE[0], capsize=3, linewidth=1.4)
-    for at, level, upper in zip(y, value, high, strict=True):
+    _dots(axis, frame, xlabel)
+    axis.set_title(title)
+    return figure
+
+
+def interval_panels(frames: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """`intervals` side by side, a panel a name (its label below) and the same rows in each; NaN leaves a row empty."""
+    rows = len(next(iter(frames.values())))
+    figure, axes = new(1, len(frames), width=8.8, height=0.34 * rows + 1.3, sharey=True, squeeze=False)
+    _head(figure, title)
+    for i, (axis, (xlabel, frame)) in enumerate(zip(axes[0], frames.items(), strict=True)):
+        _dots(axis, frame, xlabel, i)
+        axis.margins(x=0.15)
+    return figure
+
+
+def _dots(axis: Any, frame: pd.DataFrame, xlabel: str, style: int = 0) -> None:
+    places, have = np.arange(len(frame))[::-1], frame["value"].notna().to_numpy()
+    y, part = places[have], 100 * frame.loc[have, ["value", "low", "high"]].astype(float)
+    value, low, high = part["value"].to_numpy(), part["low"].to_numpy(), part["high"].to_numpy()
+    axis.errorbar(value, y, xerr=[value - low, high - value], fmt=MARKERS[style], color=PALETTE[style], capsize=3,
+                  linewidth=1.4)  # fmt: skip
+    for at, level, upper in zip(y, value, part["high"].fillna(part["value"]), strict=True):
         axis.annotate(f"{level:.1f}", (upper, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
-    axis.set(title=title, xlabel=xlabel, yticks=y, ylim=(-0.7, len(frame) - 0.3))
+    axis.set(xlabel=xlabel, yticks=places, ylim=(-0.7, len(frame) - 0.3))
     axis.set_yticklabels(list(frame["label"]))
     axis.margins(x=0.1)
-    return figure
 
 
 def forest(frame: pd.DataFrame, title: str) -> Figure:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from safetensors.torch import save
+from torch import Tensor, nn
 
 from helpers import evaluate, runs
 from helpers.data import CIFAR10
@@ -33,15 +34,14 @@ def publish(run_dir: str | Path, path: str | Path, stand_in: bool = False) -> ru
     if run.record["data"] != CIFAR10 and path.resolve().is_relative_to(ROOT / "data"):
         raise CourseError("A run on the stand-in set is never recorded: choose a file outside data/.")
     model, precision = evaluate.load_model(run), run.record["recipe"]["precision"]
-    halves = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    halves = halved(model)
     model.load_state_dict(halves)  # rounded, in the model's own float32
     record = {**run.record, "test": evaluate.test_metrics(model, evaluate.own_test(run, stand_in), precision)}
     before, after = (each["test"]["accuracy"] for each in (run.record, record))
     if abs(after - before) > HAIR:
         raise CourseError(f"Half precision changes the test accuracy from {percent(before)} to {percent(after)}: "
                           f"weights are published only if it changes by at most {percent(HAIR)}.")  # fmt: skip
-    content = save({name: value.cpu().contiguous() for name, value in halves.items()},
-                   {key: json.dumps(value, sort_keys=True) for key, value in record.items()})  # fmt: skip
+    content = save(halves, {key: json.dumps(value, sort_keys=True) for key, value in record.items()})
     if len(content) > LIMIT:
         raise CourseError(f"The weights take {len(content):,} bytes: at most {LIMIT:,} are published.")
     with replacing(path) as temporary:
@@ -49,6 +49,12 @@ def publish(run_dir: str | Path, path: str | Path, stand_in: bool = False) -> ru
     with replacing(path.with_suffix(".md")) as temporary:
         temporary.write_text(card(run, record, path.name, len(content)))
     return runs.read(path)
+
+
+def halved(model: nn.Module) -> dict[str, Tensor]:
+    """A network's weights in half precision, on the CPU; counters stay whole numbers."""
+    return {name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
+            for name, value in model.state_dict().items()}  # fmt: skip
 
 
 def card(run: runs.Run, record: dict[str, Any], name: str, size: int) -> str:

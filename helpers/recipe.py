@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from typing import Any
+
+import numpy as np
 
 from helpers.augment import STAGES, policies
 from helpers.model import SEResNet
@@ -80,10 +85,10 @@ class Recipe:
     compiled: bool = False  # the network's training pass through torch.compile: quicker after some compiling
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name or not set(self.name) <= _NAME_LETTERS:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9_-][a-z0-9_.-]*", self.name):
             raise CourseError(
                 f"A recipe's name is a folder's name too: {self.name!r} is not made of the letters a-z, "
-                "digits, '-' and '_'."
+                "digits, '-', '_' and, but not first, '.'."
             )
         for name, (low, high) in _RANGES.items():
             value, whole = getattr(self, name), isinstance(low, int)
@@ -147,9 +152,6 @@ class Recipe:
         return cls(**values)
 
 
-_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
-
-
 def _refuse_unknown(values: dict[str, Any]) -> None:
     known = [field.name for field in fields(Recipe)]
     for name in values:
@@ -158,10 +160,44 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
 
 
 def get(name: str, **changes: Any) -> Recipe:
-    """A named recipe, with fields changed if asked; an unknown name is refused with the names that exist."""
-    if name not in RECIPES:
-        raise CourseError(f"There is no recipe {name!r}: expected one of {', '.join(RECIPES)}.")
-    return RECIPES[name].but(**changes)
+    """The recipe of a name, with fields changed if asked: one of RECIPES, or what `vary` makes of one and names so.
+
+    Any other name is refused with those that exist.
+    """
+    found = RECIPES.get(name) or _variant(name)
+    if found is None:
+        bases = ", ".join(base for base in RECIPES if "-" not in base)
+        raise CourseError(
+            f"There is no recipe {name!r}: expected one of {bases}, a rung of its ladder such as quick-none, or the "
+            "recipe with other numbers, such as quick-mixup_alpha-0.2."
+        )
+    if found.name != name:
+        raise CourseError(f"{name} is the recipe {found.name}: call it by that name, under which its runs are kept.")
+    return found.but(**changes)
+
+
+def named(name: str, base: str) -> list[Recipe]:
+    """The recipes of a sweep on a base, or the one recipe of that name."""
+    if name in SWEEPS:
+        return SWEEPS[name](get(base))
+    try:
+        return [get(name)]
+    except CourseError as error:
+        raise CourseError(f"{error} Sweeps: {', '.join(SWEEPS)}.") from error
+
+
+def _variant(name: str) -> Recipe | None:
+    """What `vary` makes of a recipe in RECIPES, from `<recipe>-<field>-<value>-<field>-<value>...`; None if nothing."""
+    base = max((known for known in RECIPES if name.startswith(f"{known}-")), key=len, default=name)
+    words = name.removeprefix(f"{base}-").split("-")
+    changes = dict(zip(words[::2], words[1::2], strict=False))
+    if base not in RECIPES or 2 * len(changes) != len(words) or not set(changes) <= set(_RANGES) - {"seed"}:
+        return None
+    try:
+        numbers = {field: [type(_RANGES[field][0])(value)] for field, value in changes.items()}
+    except ValueError:
+        return None
+    return vary(RECIPES[base], **numbers)[0]
 
 
 _QUICK = Recipe(
@@ -180,6 +216,10 @@ _QUICK = Recipe(
 )
 
 _PAPER = Recipe("paper", mixup_alpha=1.0)  # ours: alpha = 1, for the reasons in notebook 04
+
+# The paper's recipe in a twelfth of its epochs, for a machine without a GPU: under two hours on two cores. A schedule
+# this short punishes strong augmentation.
+_LAPTOP = _PAPER.but(name="laptop", epochs=25, warmup_epochs=1)
 
 # The paper's recipe on quick's network and images, three times as long as quick: a ladder that two cores can climb with
 # three seeds. A schedule this short punishes strong augmentation.
@@ -225,6 +265,23 @@ def ladder(base: Recipe) -> list[Recipe]:
     return [base if rung.but(name=base.name) == base else rung for rung in rungs]
 
 
+def vary(base: Recipe, **values: Iterable[float]) -> list[Recipe]:
+    """A recipe for every combination of the values that some numeric fields take, each once, the last field fastest.
+
+    Named `<base>-<field>-<value>...` by what differs from the base; where nothing differs, it is the base itself, and
+    where RECIPES holds the same recipe, it is that one, so that nothing is run twice under two names.
+    """
+    named = {known.but(name=base.name, seed=base.seed): known.but(seed=base.seed) for known in RECIPES.values()}
+    found = []
+    for combination in product(*values.values()):
+        changes = dict(zip(values, combination, strict=True))
+        made = base.but(**changes)
+        words = [f"-{name}-{np.format_float_positional(value, trim='-')}" for name, value in changes.items()
+                 if value != getattr(base, name)]  # fmt: skip
+        found.append(base if made == base else named.get(made, made.but(name=base.name + "".join(words))))
+    return list(dict.fromkeys(found))
+
+
 def short(recipe: Recipe) -> Recipe:
     """A few seconds' worth of a quick recipe, for notebooks that train several of them under the quick profile."""
     return recipe.but(name=f"{recipe.name}-short", train_size=3_000, epochs=3)
@@ -234,14 +291,28 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         _PAPER,
-        # The paper's recipe in a twelfth of its epochs, for a machine without a GPU: under two hours on two cores. A
-        # schedule this short punishes strong augmentation.
-        _PAPER.but(name="laptop", epochs=25, warmup_epochs=1),
+        _LAPTOP,
         # A narrow net on a part of the data: CI and a first try, under a minute on two cores.
         _QUICK,
         *ladder(_QUICK),
         *ladder(_REDUCED),
+        *ladder(_LAPTOP),
         *ladder(_PAPER),
         _BEYOND,
     )
 }
+
+# What the course varies on any recipe, by the name that `python -m helpers sweep` knows it by.
+SWEEPS: dict[str, Callable[[Recipe], list[Recipe]]] = {
+    "ladder": ladder,
+    "mixup": lambda base: vary(base, mixup_alpha=(0.0, 0.2, 0.4, 1.0, 2.0)),
+    "se": lambda base: vary(base, reduction=[0, *(n for n in (4, 8, 16, 32) if base.width % n == 0)]),  # 0 is no SE
+    "dropout": lambda base: vary(base, dropout=(0.0, 0.2, 0.5)),
+    # the paper's 10 of 300 epochs, none, half, twice and six times as many
+    "warmup": lambda base: vary(base, warmup_epochs=[round(base.epochs * share)
+                                                     for share in (0, 1 / 60, 1 / 30, 1 / 15, 1 / 5)]),
+    "rate": lambda base: vary(base, **{name: [getattr(base, name) * factor for factor in (0.5, 1, 2)]
+                                       for name in ("learning_rate", "weight_decay")}),
+    "schedule": lambda base: vary(base, epochs=[n for n in (base.epochs // 4, base.epochs // 2, base.epochs,
+                                                            2 * base.epochs) if n > base.warmup_epochs]),
+}  # fmt: skip

@@ -14,8 +14,8 @@ from jsonschema.exceptions import best_match
 from safetensors import SafetensorError, safe_open
 
 from helpers.data import CIFAR10
-from helpers.recipe import RECIPES, Recipe
-from helpers.runtime import ROOT, CourseError, replacing, shown
+from helpers.recipe import Recipe, get
+from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 
 RECORDED = ROOT / "data" / "runs"
 WEIGHTS, LAST = "best.safetensors", "last.safetensors"  # beside run.json: weights of the best and of the last epoch
@@ -37,6 +37,9 @@ DEFINITIONS = {
     "mirror image",
     "test_last": "accuracy on the same test images under the weights of the last epoch, which nothing was chosen for; "
     "weights of either epoch are the moving average of those trained where ema_decay is above 0",
+    "corrupted": "accuracy of the best epoch's weights on the first `count` test images under our versions of the "
+    "fifteen kinds of distortion that CIFAR-10-C scores: mean over the kinds of the mean over `severities` (Hendrycks "
+    "and Dietterich 2019); nothing is chosen by it",
 }
 
 _LOSS, _POSITIVE = {"type": "number", "minimum": 0}, {"type": "number", "exclusiveMinimum": 0}
@@ -49,7 +52,7 @@ def _object(fields: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": fields, "required": list(fields)}
 
 
-# What every record holds; `test` comes once the run is evaluated, other entries are free.
+# What every record holds; `test`, `test_last` and `corrupted` come once the run is evaluated, other entries are free.
 SCHEMA = _object({
     "recipe": _object({"name": _TEXT, "seed": {"type": "integer", "minimum": 0}, "epochs": _COUNT}),
     "data": _TEXT, "commit": _TEXT, "device": _TEXT, "versions": {"type": "object", "additionalProperties": _TEXT},
@@ -60,6 +63,10 @@ SCHEMA = _object({
 SCHEMA["properties"] |= dict.fromkeys(
     ("test", "test_last"), _object({"accuracy": _SHARE, "low": _SHARE, "high": _SHARE, "count": _COUNT})
 )
+SCHEMA["properties"]["corrupted"] = _object({
+    "accuracy": _SHARE, "count": _COUNT,
+    "severities": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 1, "maximum": 5}},
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,12 +169,13 @@ _DEFAULTS = Recipe("defaults").to_dict()  # what a record means that was written
 def stale(recipe: dict[str, Any]) -> str:
     """The fields in which a record's recipe differs from the recipe of that name as it is now; "" if in none.
 
-    A field that the record was written without had the value that is now its default. A name that is not in RECIPES
-    has nothing to differ from.
+    A field that the record was written without had the value that is now its default. A name that `recipe.get` does
+    not know has nothing to differ from.
     """
-    if recipe["name"] not in RECIPES:
+    try:
+        now = get(recipe["name"], seed=recipe["seed"]).to_dict()
+    except CourseError:
         return ""
-    now = RECIPES[recipe["name"]].but(seed=recipe["seed"]).to_dict()
     then = {**_DEFAULTS, **recipe}
     return ", ".join(sorted(name for name in {*then, *now} if then.get(name) != now.get(name)))
 
@@ -177,7 +185,8 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
 
     Columns: recipe, seed, the recipe's fields, the metrics (see DEFINITIONS; accuracies in [0, 1]), test_accuracy with
     its interval test_low .. test_high on test_count images, all of the best epoch's weights; test_last_accuracy, that
-    of the last epoch's; data, parameters, best_epoch, seconds (wall clock), images_per_second, device, commit, versions
+    of the last epoch's; corrupted_accuracy under distortions, on corrupted_count images at corrupted_severities (as
+    text); data, parameters, best_epoch, seconds (wall clock), images_per_second, device, commit, versions
     (as text); tier; ema (whether those weights are a moving average); stale (the fields that the named recipe has
     changed since, see `current`); and `history`, whose cells are DataFrames with a row an epoch. A damaged run is left
     out, with a warning that names it.
@@ -195,6 +204,7 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
             continue
         record, recipe = run.record, {**_DEFAULTS, **run.record["recipe"]}
         test = record.get("test", {})
+        corrupted = record.get("corrupted", {})
         last = test if record["best_epoch"] == recipe["epochs"] else record.get("test_last", {})
         rows.append(
             {
@@ -203,6 +213,9 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
                 **record["metrics"],
                 **{f"test_{key}": test.get(key) for key in ("accuracy", "low", "high", "count")},
                 "test_last_accuracy": last.get("accuracy"),
+                "corrupted_accuracy": corrupted.get("accuracy"),
+                "corrupted_count": corrupted.get("count"),
+                "corrupted_severities": ", ".join(map(str, corrupted.get("severities", []))),
                 **{
                     key: record[key]
                     for key in ("data", "parameters", "best_epoch", "seconds", "images_per_second", "device", "commit")
@@ -215,6 +228,23 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).sort_values(["recipe", "seed"], ignore_index=True) if rows else pd.DataFrame()
+
+
+def listing(table: pd.DataFrame, root: Path = RECORDED) -> pd.DataFrame:
+    """What a person wants to see of load(root): a row a run, as text."""
+
+    def share(values: pd.Series) -> pd.Series:
+        return values.map(percent, na_action="ignore").fillna("")
+
+    weights = [[name.removesuffix(".safetensors") for name in (WEIGHTS, LAST) if (Path(root) / row.recipe /
+                str(row.seed) / name).exists()] for row in table.itertuples()]  # fmt: skip
+    return pd.DataFrame({
+        "recipe": table.recipe, "seed": table.seed, "tier": table.tier, "data": table.data, "epochs": table.epochs,
+        "validation": share(table.val_accuracy), "test": share(table.test_accuracy),
+        "test, last": share(table.test_last_accuracy), "images/s": table.images_per_second.round().astype(int),
+        "hours": (table.seconds / 3600).round(2), "commit": table.commit.str[:9],
+        "weights": [" ".join(names) for names in weights], "changed since": table.stale,
+    })  # fmt: skip
 
 
 def current(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,9 @@ import hashlib
 import os
 import platform
 import random
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -98,6 +100,30 @@ def shown(path: Path) -> str:
     """A path as the user should read it: relative to the project when inside it, so no machine path is printed."""
     path = Path(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+@contextmanager
+def staging(root: Path, advice: str = "choose a folder you may write to") -> Iterator[Path]:
+    """Yield a temporary folder inside `root`, from which what is whole can be renamed into place; gone at the end.
+
+    `root` is made if need be, and goes again, with the parents made for it, if nothing has come to lie in it.
+    Raises CourseError with `advice` where it cannot be written.
+    """
+    root, temporary = Path(root), None
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=root))
+        except OSError as error:
+            raise CourseError(f"Cannot write to {shown(root)} ({error.strerror}): {advice}.") from error
+        yield temporary
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 LEVEL = 0.05  # of a test, and one less the coverage of an interval
 INSIDE = "inside the noise"
 ONE_SEED = "one seed: nothing can be said"
+VERDICTS = ("higher", "lower", INSIDE, ONE_SEED)
 
 
 def images_noise(accuracy: float, count: int = 10_000) -> float:
@@ -61,12 +62,29 @@ def steps(table: pd.DataFrame, order: Sequence[str], value: str = "test_accuracy
     """Each recipe in `order` less the one before it, paired by seed: a row a step between two that were run.
 
     Columns: before, after, seeds (that both have), difference (mean), low, high (t interval), p (paired t test), p_holm
-    (corrected for the number of steps), noise (standard deviation to expect of such a difference between two
+    (corrected for the number of rows), noise (standard deviation to expect of such a difference between two
     equally good recipes), verdict. With one seed all but the difference and its noise are NaN.
     """
-    wide = table.pivot(index="seed", columns=by, values=value).reindex(columns=list(order)).dropna(axis=1, how="all")
+    wide = _by_seed(table, order, value, by)
+    return _differences(wide, pairwise(wide.columns), count)
+
+
+def against(table: pd.DataFrame, base: str, order: Sequence[str], value: str = "test_accuracy", by: str = "recipe",
+            count: int = 10_000) -> pd.DataFrame:  # fmt: skip
+    """Each recipe in `order` less `base`, paired by seed: a row each that was run, columns as those of `steps`."""
+    wide = _by_seed(table, order, value, by)
+    return _differences(wide, [(base, name) for name in wide.columns if name != base and base in wide.columns], count)
+
+
+def _by_seed(table: pd.DataFrame, order: Sequence[str], value: str, by: str) -> pd.DataFrame:
+    """A row a seed, a column a recipe in order; without those that were not run."""
+    wide = table.pivot(index="seed", columns=by, values=value).astype(float)
+    return wide.reindex(columns=list(order)).dropna(axis=1, how="all")
+
+
+def _differences(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]], count: int) -> pd.DataFrame:
     rows = []
-    for before, after in pairwise(wide.columns):
+    for before, after in pairs:
         both = wide[[before, after]].dropna()
         if both.empty:
             continue

@@ -27,6 +27,53 @@ def _interval(low: float, high: float, sign: str = "") -> str:
     return "" if pd.isna(low) else f"{100 * low:{sign}.2f} to {100 * high:{sign}.2f}"
 
 
+def _cell(text: str, low: float, high: float, sign: str = "") -> str:
+    return text if pd.isna(low) else f"{text} [{_interval(low, high, sign)}]"
+
+
+def compared(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rungs of a ladder, or the values of a field, as text: a row each in their order, indexed by its name.
+
+    rows: of `figures.rungs` (each is set against the one before) or `figures.varied` (each against the base recipe).
+    Columns for each measure of `figures.measured`: mean over seeds with its 95 % interval; the difference paired by
+    seed with its own; the standard deviation to expect of such a difference between equals, in points; the verdict,
+    with p after Holm's correction for the rows of the column. Empty where nothing was run.
+    """
+    by = "rung" if "rung" in rows else "value"
+    order = list(dict.fromkeys(rows[by]))
+    base = None if by == "rung" else rows["value"][rows.recipe == rows.base].iloc[0]
+    table = pd.DataFrame(index=pd.Index(order, name=by))
+    for value, (name, part) in figures.measured(rows, by).items():
+        count, short = int(part[_COUNTED[value]].min()), name.partition(" ")[0]
+        if base is None:
+            found, less = stats.steps(part, order, value, by, count), "less the one before"
+        else:
+            found, less = stats.against(part, base, order, value, by, count), f"less {base}"
+        means = stats.over_seeds(part, value, by).set_index(by)
+        found = found.set_index("after")
+        table[name] = pd.Series({row.Index: _cell(percent(row.mean), row.low, row.high) for row in means.itertuples()})
+        table[f"{short}: {less}, points"] = pd.Series({
+            row.Index: _cell(f"{100 * row.difference:+.2f}", row.low, row.high, "+") for row in found.itertuples()
+        })
+        table[f"{short}: noise"] = found.noise.map(lambda noise: f"{100 * noise:.2f}")
+        table[f"{short}: verdict"] = found.verdict + found.p_holm.map(lambda p: "" if pd.isna(p) else f" (p {p:.3f})")
+    return table.fillna("")
+
+
+_COUNTED = {"test_accuracy": "test_count", "corrupted_accuracy": "corrupted_count"}
+
+
+def tally(found: pd.DataFrame) -> str:
+    """How many of the differences in a table of `compared` go which way, in a sentence for each measure."""
+    parts = []
+    for column in found.columns[found.columns.str.endswith("verdict")]:
+        said = found[column][found[column] != ""].str.replace(r" \(p .*\)", "", regex=True).value_counts()
+        counts = ", ".join(f"{said[words]} {words}" for words in stats.VERDICTS if words in said)
+        counts = counts.replace(stats.ONE_SEED, "with one seed, of which nothing can be said")
+        parts.append(f"{column.partition(':')[0]}: of {said.sum()} differences {counts}")
+    return "; ".join(parts)
+
+
 def recipes(table: pd.DataFrame) -> str:
     """Every recorded recipe: what it is, and its test accuracy over seeds with the noise to expect beside it."""
     place = {key: at for at, key in enumerate(product(figures.TIERS, recipe.RECIPES))}  # other names come last
@@ -40,55 +87,92 @@ def recipes(table: pd.DataFrame) -> str:
             f"{first.train_size:,}", f"{first.epochs}", f"{row.seeds}", percent(row["mean"]),
             _interval(row.low, row.high) or row.note, _interval(row.lowest, row.highest),
             "" if pd.isna(row["std"]) else f"{100 * row['std']:.2f}", f"{100 * row.seeds_noise:.2f}",
-            f"{100 * row.images_noise:.2f}",
+            f"{100 * row.images_noise:.2f}", _mean_of_all(part, "test_last_accuracy"),
+            _mean_of_all(part, "corrupted_accuracy"),
         ))  # fmt: skip
     head = ("recipe", "tier", "augmentation, up to", "parameters", "images", "epochs", "seeds", "test accuracy, mean",
-            "95 %, over seeds", "lowest to highest", "std", "expected over seeds", "over images")  # fmt: skip
+            "95 %, over seeds", "lowest to highest", "std", "expected over seeds", "over images", "last epoch",
+            "corrupted")  # fmt: skip
     return markdown(head, rows, text=3)
 
 
+def _mean_of_all(part: pd.DataFrame, column: str) -> str:
+    """The mean over seeds; nothing where a seed was not measured, since the others would be a choice among them."""
+    values = part[column].astype(float)
+    return "" if values.isna().any() else percent(values.mean())
+
+
 def ladders(table: pd.DataFrame) -> str:
-    """Every recorded ladder: its rungs with intervals, and each rung less the one before it, paired by seed."""
+    """Every recorded ladder: its rungs with intervals, each rung less the one before it, and its figure."""
     parts = []
     for base in figures.bases(table):
-        found, order = figures.rungs(table, base)
-        means = stats.over_seeds(found, by="rung").set_index("rung")
-        steps = stats.steps(found, order, by="rung").set_index("after")
-        rows = []
-        for name in order:
-            mean, cells = means.loc[name], [""] * 4
-            if name in steps.index:
-                step = steps.loc[name]
-                p = "" if pd.isna(step.p_holm) else f"{step.p_holm:.3f}"
-                cells = [f"{100 * step.difference:+.2f}", _interval(step.low, step.high, "+"), p, step.verdict]
-            rows.append((f"`{name}`", percent(mean["mean"]), _interval(mean.low, mean.high) or mean.note, *cells))
-        first = found.iloc[0]
-        head = ("rung", "test accuracy, mean", "95 %, over seeds", "less the rung before, points", "95 %", "p, Holm",
-                "verdict")  # fmt: skip
-        seeds = ", ".join(map(str, sorted(set(found.seed))))
-        parts.append(f"On `{base.name}` (tier {first.tier}, {first.epochs} epochs, {first.train_size:,} images, seeds "
-                     f"{seeds}):\n\n{markdown(head, rows)}")  # fmt: skip
+        rows = figures.rungs(table, base)
+        found = compared(rows).reset_index()
+        found["rung"] = "`" + found["rung"] + "`"
+        parts.append(f"On `{base.name}` {_setting(rows)}:\n\n{markdown(list(found), found.to_numpy().tolist())}"
+                     f"\n{_capital(tally(found))}. {_short(rows)}\n{_drawn(f'ladder_{base.name}')}")  # fmt: skip
     return "\n".join(parts)
+
+
+def varied(table: pd.DataFrame) -> str:
+    """Every field of the recipe `quick` that was varied alone: its values with intervals, each less the base's."""
+    parts = []
+    for field, rows in figures.fields(table).items():
+        found = compared(rows).reset_index(names=field)
+        parts.append(f"`{field}` on `{rows.base.iloc[0]}` {_setting(rows)}:\n\n"
+                     f"{markdown(list(found), found.to_numpy().tolist())}\n{_capital(tally(found))}.\n"
+                     f"{_drawn(f'varied_{field}')}")  # fmt: skip
+    return "\n".join(parts) or "None is recorded yet.\n"
+
+
+def _setting(rows: pd.DataFrame) -> str:
+    """What was run, in brackets, with what the distorted images were where they were counted."""
+    first, seeds = rows.iloc[0], ", ".join(map(str, sorted(set(rows.seed))))
+    text = f"tier {first.tier}, {figures.schedule(rows)}, {first.train_size:,} images, seeds {seeds}"
+    by = "rung" if "rung" in rows else "value"
+    if "corrupted_accuracy" in (found := figures.measured(rows, by)):
+        one = found["corrupted_accuracy"][1].iloc[0]
+        text += f"; corrupted: {one.corrupted_count:,.0f} test images at severities {one.corrupted_severities}"
+    return f"({text})"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _short(rows: pd.DataFrame) -> str:
+    """What to bear in mind of runs of fewer epochs than the paper's; nothing of others."""
+    return "" if rows.epochs.max() >= recipe.RECIPES["paper"].epochs else f"A reduced schedule. {figures.SHORT}"
+
+
+def _drawn(name: str) -> str:
+    return f"\n{line}" if (line := picture(name)) else ""
 
 
 def reported(table: pd.DataFrame) -> str:
     """What the paper reports and what the run nearest to it reached in each tier; empty where nothing was run."""
     ours = figures.by_tier(table)
     rows = [["run", "300 epochs", *(figures.title(ours[tier]) if tier in ours else "" for tier in figures.TIERS)]]
-    for column, (label, level) in figures.REPORTED.items():
+    for column, (label, level) in (figures.REPORTED | _BESIDE).items():
         cells = []
-        for tier in figures.TIERS:
-            if tier not in ours:
+        for part in (ours.get(tier) for tier in figures.TIERS):
+            found = stats.over_seeds(part, column) if part is not None else ()
+            if not len(found) or found.seeds[0] < len(part):  # not recorded of every seed
                 cells.append("")
                 continue
-            row, first = stats.over_seeds(ours[tier], column).iloc[0], ours[tier].iloc[0]
+            row, first = found.iloc[0], part.iloc[0]
             one = (first.test_low, first.test_high) if column == "test_accuracy" else (row.low, row.high)
-            low, high = (row.low, row.high) if row.seeds > 1 else one
-            interval = _interval(low, high)
-            cells.append(percent(row["mean"]) + (f" [{interval}]" if interval else ""))
+            cells.append(_cell(percent(row["mean"]), *((row.low, row.high) if row.seeds > 1 else one)))
         rows.append([label, percent(level) if level else "not given", *cells])
     rows.append(["hidden test, distorted", "about 86 %", *[""] * len(figures.TIERS)])
     return markdown(("classified right", "paper", *figures.TIERS), rows)
+
+
+# Ours alone: what the table has beyond the figure.
+_BESIDE = {
+    "test_last_accuracy": ("test, by the last epoch", None),
+    "corrupted_accuracy": ("test, distorted by us", None),
+}
 
 
 def speed() -> str:
@@ -135,12 +219,12 @@ def fill(text: str, root: Path = runs.RECORDED) -> str:
     CourseError for a table or figure that there is not.
     """
     table = runs.current(runs.load(root)).dropna(subset=["test_accuracy"])
-    made = {"recipes": lambda: recipes(table), "ladders": lambda: ladders(table), "reported": lambda: reported(table),
-            "speed": speed}  # fmt: skip
+    made = {"recipes": lambda: recipes(table), "ladders": lambda: ladders(table), "varied": lambda: varied(table),
+            "reported": lambda: reported(table), "speed": speed}  # fmt: skip
 
     def block(match: re.Match) -> str:
         begin, kind, name, _, end = match.groups()
-        if kind == "figure" and (name in figures.ALT or name.startswith("ladder_")):
+        if kind == "figure" and figures.alt(name):
             return begin + picture(name) + end
         if kind == "table" and name in made:
             return begin + made[name]() + end

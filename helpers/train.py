@@ -31,6 +31,7 @@ from helpers.model import Dropout, count_parameters
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, device_name, generator, git_commit, pick_device, replacing, shown, versions
 
+OnEpoch = Callable[[Recipe, dict[str, float]], None]  # told a run's recipe and the epoch's row of history
 LOOK = 50  # steps between two looks at whether the loss is still finite: a look makes the host wait for the device
 
 
@@ -346,16 +347,17 @@ def fit(
 
 def fit_many(
     recipes: Sequence[Recipe], data: TrainingData, run_dirs: Sequence[str | Path], resume: bool = True,
-    device: torch.device | None = None, checkpoint_seconds: float = 60.0,
+    device: torch.device | None = None, checkpoint_seconds: float = 60.0, on_epoch: OnEpoch | None = None,
 ) -> list[runs.Run]:  # fmt: skip
     """Train several recipes, or one with several seeds, in one process; otherwise as `fit`.
 
     On CUDA they take turns step by step, each with its own graph on its own stream, so that the device works on several
-    small batches at once. On a CPU, which one batch fills, they run one after the other.
+    small batches at once. On a CPU, which one batch fills, they run one after the other. `on_epoch` is called after
+    each epoch of each, instead of the bar and the lines that are shown otherwise.
     """
     device = device or pick_device()
-    with _stop_requests() as stop, ExitStack() as folders:
-        sessions = [_Session(recipe, data, Path(path), resume, device, checkpoint_seconds, folders)
+    with stop_requests() as stop, ExitStack() as folders:
+        sessions = [_Session(recipe, data, Path(path), resume, device, checkpoint_seconds, folders, on_epoch)
                     for recipe, path in zip(recipes, run_dirs, strict=True)]  # fmt: skip
         together = [sessions] if device.type == "cuda" else [[session] for session in sessions]
         for group in together:
@@ -367,7 +369,7 @@ class _Session:
     """One run and its folder: checkpoints in time, the lines it prints, the record at the end."""
 
     def __init__(self, recipe: Recipe, data: TrainingData, path: Path, resume: bool, device: torch.device,
-                 checkpoint_seconds: float, folders: ExitStack):  # fmt: skip
+                 checkpoint_seconds: float, folders: ExitStack, on_epoch: OnEpoch | None):  # fmt: skip
         runs.refuse_stand_in(path, data.source)
         folders.enter_context(checkpoint.hold(path))
         self.path, self.every, self.count = path, checkpoint_seconds, 0
@@ -392,9 +394,10 @@ class _Session:
         for problem in problems:
             print(f"{problem}: going on from the checkpoint before it")
         self.steps = self.trainer.go()
-        self.bar = tqdm(total=recipe.epochs * self.trainer.steps, disable=not sys.stderr.isatty(), unit="step",
-                        initial=len(self.trainer.history) * self.trainer.steps + self.trainer.done,
-                        desc=self.label)  # fmt: skip
+        self.on_epoch = on_epoch or self.show
+        self.bar = tqdm(total=recipe.epochs * self.trainer.steps, unit="step", desc=self.label,
+                        disable=on_epoch is not None or not sys.stderr.isatty(),
+                        initial=len(self.trainer.history) * self.trainer.steps + self.trainer.done)  # fmt: skip
 
     @property
     def working(self) -> bool:
@@ -414,14 +417,16 @@ class _Session:
         if due or trainer.done % LOOK == 0:
             trainer.check_finite(self.kept)
         if trainer.done == 0:
-            row = trainer.history[-1]
-            self.bar.write(
-                f"{self.label} epoch {row['epoch']:>3}/{trainer.recipe.epochs}  "
-                f"train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  "
-                f"val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f}", file=sys.stdout,
-            )  # fmt: skip
+            self.on_epoch(trainer.recipe, trainer.history[-1])
         if due:
             self.save()
+
+    def show(self, recipe: Recipe, row: dict[str, float]) -> None:
+        self.bar.write(
+            f"{self.label} epoch {row['epoch']:>3}/{recipe.epochs}  "
+            f"train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  "
+            f"val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f}", file=sys.stdout,
+        )  # fmt: skip
 
     @property
     def kept(self) -> str:
@@ -485,7 +490,7 @@ def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[dict[str, int]]:
+def stop_requests() -> Iterator[dict[str, int]]:
     """Collect SIGINT and SIGTERM in a dict instead of dying in the middle of a step or a write."""
     stop: dict[str, int] = {}
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers

@@ -71,12 +71,14 @@ def without_cifar10(monkeypatch, tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    """nbval gives up on a cell after 5 silent seconds, and would fail where a notebook's statistics need CIFAR-10."""
+    """nbval gives up on a cell after 5 silent seconds; and without CIFAR-10 notebook 01 runs on the stand-in set, whose
+    numbers are not those committed.
+    """
     for item in items:
         if hasattr(item, "cell"):
             item.output_timeout = 120
             if item.path.name.startswith("01") and data.source(stand_in=True) == data.STAND_IN:
-                item.add_marker(pytest.mark.skip(reason="CIFAR-10 is not here: set CIFAR10_ROOT"))
+                item.options["check"] = False
 
 
 @pytest.fixture

@@ -161,6 +161,15 @@ def test_layouts_and_empty_batches(name):
     assert torch.equal(images, before)
 
 
+@pytest.mark.parametrize("name", REFERENCE)
+def test_autocast_around_an_operation_changes_nothing(name):
+    """bfloat16 has no room for 256 levels."""
+    images, m = images_of(16, 21, (32, 32)), magnitudes_for(name, 16, 21)
+    expected = getattr(ops, name)(images, m)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(getattr(ops, name)(images, m), expected)
+
+
 @pytest.mark.parametrize("name", NO_MAGNITUDE)
 def test_magnitude_is_ignored_where_there_is_none(name):
     images = images_of(6, 8, (32, 32))

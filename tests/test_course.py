@@ -2,11 +2,15 @@
 
 import json
 import re
+import tomllib
 
 import nbformat
 import pytest
+import yaml
 
 from helpers import data, notebooks, runs
+from helpers.notebooks.report import TITLE
+from helpers.runtime import ROOT
 
 NOTEBOOKS = [entry.path for entry in notebooks.listing()]
 
@@ -51,3 +55,11 @@ def test_every_recorded_run_is_on_cifar10_and_whole():
         assert best.epoch == row.best_epoch and best.val_accuracy == pytest.approx(row.val_accuracy, abs=1e-6)
         assert row.test_count == 10_000 and row.test_low < row.test_accuracy < row.test_high
         assert re.fullmatch(r"[0-9a-f]{40}", row.commit), "recorded from a clean checkout"
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert cited["title"] == TITLE and (ROOT / "README.md").read_text().startswith(f"# {TITLE}\n")
+    (paper,) = cited["references"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Bhatt", "Mai", "Garg"]

@@ -618,6 +618,13 @@ def test_shifted_metrics_count_the_same_images_clean_and_distorted(tested):
     assert (table["count"] == 50).all()
     assert ((table.low <= table.accuracy) & (table.accuracy <= table.high)).all()
     assert table.accuracy[0] == pytest.approx(evaluate.correct_on_test(tested, stand_in=True)[:50].mean())
+    scored = table[table.kind.isin(SCORED)]
+    by_hand = sum(scored[scored.kind == kind].accuracy.mean() for kind in SCORED) / 15
+    expected = {"accuracy": pytest.approx(by_hand, abs=1e-6), "count": 50, "severities": [1, 5]}
+    assert runs.read(tested).record["corrupted"] == expected
+    row = runs.load(tested.parent.parent).iloc[0]
+    assert (row.corrupted_accuracy, row.corrupted_count) == (pytest.approx(by_hand, abs=1e-6), 50)
+    assert row.corrupted_severities == "1, 5"
     bins = pd.read_csv(tested / "reliability.csv")
     for name, rows in (("clean", table[:1]), ("distorted", table[1:])):
         part = bins[bins.images == name]

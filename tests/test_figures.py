@@ -26,8 +26,9 @@ def texts(figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
 
 
-def record(root, chosen: recipe.Recipe, accuracy: float, source: str = CIFAR10, device: str = "CPU, x86_64, 2 threads"):
-    """A run in a store, written through the room that reads it; its curves are noise, its test accuracy as given."""
+def record(root, chosen: recipe.Recipe, accuracy: float, source: str = CIFAR10, device: str = "CPU, x86_64, 2 threads",
+           corrupted: float | None = None, count: int = 1_000):  # fmt: skip
+    """A run in a store, written through the room that reads it; its curves are noise, its test accuracies as given."""
     g, path = np.random.default_rng(chosen.seed), root / chosen.name / str(chosen.seed)
     columns = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_augmented_accuracy")
     history = pd.DataFrame({"epoch": np.arange(1, chosen.epochs + 1), **{name: g.random(chosen.epochs)
@@ -38,6 +39,7 @@ def record(root, chosen: recipe.Recipe, accuracy: float, source: str = CIFAR10, 
         "parameters": 1000, "best_epoch": 1, "seconds": 60.0, "images_per_second": 100.0,
         "metrics": {name: float(history[name].iloc[-1]) for name in columns},
         "test": {"accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01, "count": 10_000},
+        **({"corrupted": {"accuracy": corrupted, "count": count, "severities": [1, 3, 5]}} if corrupted else {}),
     })  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def test_regenerating_twice_gives_the_same_bytes(store, tmp_path):
 
 def test_published_figures_say_what_was_run(store):
     rows = figures.main_run(runs.load(store))
-    assert "recipe quick, 8 epochs, 3 seeds" in texts(figures.training_accuracy(rows))
+    assert "recipe quick, 8 of 300 epochs, 3 seeds" in texts(figures.training_accuracy(rows))
     assert "73.41" in texts(figures.training_accuracy(rows)) and "90.69" in texts(figures.validation_accuracy(rows))
     assert len(figures.loss(rows).axes[0].collections) == 2, "a band for each line"
 
@@ -89,7 +91,7 @@ def test_one_seed_has_the_interval_of_its_images(tmp_path):
     axis = drawn["ladder_quick"].axes[0]
     np.testing.assert_allclose(axis.lines[0].get_xdata(), [60, 60])
     np.testing.assert_allclose(whiskers(axis), [[59, 61]] * 2)
-    assert "one seed, 95 % over images" in axis.get_title("left") and "3 epochs" in axis.get_title("left")
+    assert "one seed, 95 % over images" in axis.get_title("left") and "3 of 300 epochs" in axis.get_title("left")
 
 
 def test_runs_whose_recipe_has_changed_are_not_drawn(store):
@@ -109,16 +111,50 @@ def test_a_bar_for_each_tier_beside_the_papers(store):
     assert cpu[3].get_width() == pytest.approx(80) and quick[3].get_width() == pytest.approx(51.1)
 
 
-def test_alpha_is_drawn_from_three_up_and_from_runs_alike_in_all_else(store):
-    top = recipe.ladder(QUICK)[-1]
-    assert "mixup_alpha" not in figures.draw(store), "two alphas are a rung"
-    for alpha, accuracy in ((0.2, 0.7), (4.0, 0.6)):
-        record(store, top.but(name=f"alpha-{alpha * 10:.0f}", mixup_alpha=alpha), accuracy)
-    record(store, top.but(name="wider", mixup_alpha=8.0, width=32), 0.9)
-    axis = figures.draw(store)["mixup_alpha"].axes[0]
-    names = [label.get_text() for label in axis.get_yticklabels()]
-    assert names == ["no Mixup", "alpha = 0.2", "alpha = 1", "alpha = 4"]
-    np.testing.assert_allclose(axis.lines[0].get_xdata(), [55.1, 70, 56.1, 60])
+def test_a_ladder_has_a_second_panel_where_distorted_images_were_counted(store):
+    for number, rung in enumerate(recipe.ladder(QUICK)[:3]):
+        for seed in range(3):
+            record(store, rung.but(seed=seed), 0.6, corrupted=0.4 + number / 100 + seed / 1000)
+    record(store, QUICK.but(seed=2), 0.6, corrupted=0.9, count=50)  # another setting than most: not comparable
+    clean, distorted = figures.ladder(runs.load(store)).axes
+    assert (clean.get_xlabel(), distorted.get_xlabel()) == ("test accuracy, %", "corrupted accuracy, %")
+    assert len(clean.lines[0].get_xdata()) == len(recipe.ladder(QUICK))
+    found = distorted.lines[0].get_xdata()
+    np.testing.assert_allclose(found, [40.1, 41.05, 42.1], err_msg="what was not measured is not drawn")
+    interval = scipy_stats.t.interval(0.95, 2, 40.1, scipy_stats.sem([40, 40.1, 40.2]))
+    np.testing.assert_allclose(whiskers(distorted)[0], interval)
+
+
+def test_a_field_is_varied_by_runs_alike_in_all_else(store):
+    assert not any(name.startswith("varied") for name in figures.draw(store)), "the ladder varies no field alone"
+    for alpha, accuracy in ((4.0, 0.6), (0.2, 0.7)):
+        for seed in (0, 1):
+            record(store, QUICK.but(name=f"alpha-{alpha * 10:.0f}", mixup_alpha=alpha, seed=seed), accuracy)
+    record(store, QUICK.but(name="wider", mixup_alpha=8.0, width=32), 0.9)
+    record(store, QUICK.but(name="again", seed=7), 0.1)
+    record(store, QUICK.but(name="plain", reduction=0), 0.5)
+    table = runs.load(store)
+    assert set(figures.fields(table)) == {"mixup_alpha", "reduction"}
+    rows = figures.varied(table, "mixup_alpha")
+    assert list(dict.fromkeys(rows.recipe)) == ["quick", "alpha-2", "alpha-40"], "by value, one recipe a value"
+    assert list(dict.fromkeys(rows["value"])) == ["no Mixup (quick)", "mixup alpha 0.2", "mixup alpha 4"]
+    axis = figures.draw(store)["varied_mixup_alpha"].axes[0]
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), [51.1, 70, 60])
+    assert axis.get_title("left") == "mixup_alpha varied on quick, 8 of 300 epochs: mean of 2 or 3 seeds, 95 %"
+    assert list(dict.fromkeys(figures.varied(table, "reduction")["value"])) == ["no SE", "reduction 4 (quick)"]
+
+
+def test_fields_of_every_kind_can_be_varied(store):
+    record(store, QUICK.but(name="deep", blocks=(2, 1, 1, 1)), 0.6)
+    record(store, QUICK.but(name="smooth", nesterov=True), 0.6)
+    table = runs.load(store)
+    assert set(figures.fields(table)) == {"blocks", "nesterov"}
+    assert list(figures.varied(table, "blocks")["value"])[-1] == "blocks [2, 1, 1, 1]"
+    assert figures.varied(table, "nesterov")["value"].iloc[-1] == "nesterov True"
+    assert set(figures.varied(table, "stage").recipe) == {rung.name for rung in recipe.ladder(QUICK)[:-1]}
+    assert figures.varied(table, "mixup_alpha", base="laptop").empty and figures.varied(pd.DataFrame(), "width").empty
+    with pytest.raises(CourseError, match="no field 'alpha' to vary: expected one of blocks, width"):
+        figures.varied(table, "alpha")
 
 
 def test_distortions_and_predictions_are_drawn_where_they_lie_beside_a_run(store):

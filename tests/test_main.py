@@ -30,12 +30,16 @@ def refused(result) -> str:
 
 def test_help_names_every_public_command():
     shown = command("--help").stdout
-    for name in ("fetch", "train", "evaluate", "sweep", "distort", "bench", "figures", "reproduce", "report"):
+    for name in ("fetch", "train", "evaluate", "sweep", "runs", "distort", "bench", "figures", "reproduce", "report"):
         assert re.search(rf"\b{name}\b", shown)
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (("train", "nope"), "no recipe 'nope': expected one of .*quick"),
+    (("train",), "Give one recipe to train, as in `train paper`"),
+    (("train", "quick", "--recipe", "quick"), "Give one recipe to train"),
+    (("train", "--recipe", "quick", "--seed", "0", "--seeds", "2"), "--seed K .* or --seeds N .* not both"),
+    (("train", "quick", "--seeds", "2", "--run-dir", "x"), "--run-dir is the folder of one run"),
     (("train", "quick", "--set", "epochs=0"), "epochs=0 is out of range: expected a whole number from 1 to 5000"),
     (("train", "quick", "--set", "colour=red"), "no field 'colour': expected one of .*learning_rate"),
     (("train", "quick", "--set", "epochs"), "has no value"),
@@ -49,6 +53,10 @@ def test_help_names_every_public_command():
     (("evaluate", "--weights", "/nonexistent/w.safetensors"), "is not a finished run"),
     (("evaluate",), "Give one run to evaluate"),
     (("evaluate", "x", "--data", "y.npy", "--corruptions", "5"), "give it or --data, not both"),
+    (("runs", "list", "--root", "/nonexistent"), "no finished run in /nonexistent"),
+    (("runs", "export", "x.zip", "--root", "/nonexistent"), "no finished run to export"),
+    (("runs", "export", "x.zip", "y", "--root", "z"), "or the --root that holds them, not both"),
+    (("runs", "import", "/nonexistent.zip"), "cannot be read, and nothing was taken in"),
     (("bench", "nope"), "no benchmark 'nope'"),
     (("reproduce", "--profile", "nope"), "no profile 'nope'"),
     (("distort", "cifar10c", "--kind", "nope", "--stand-in"), "no distortion 'nope'"),
@@ -57,6 +65,14 @@ def test_help_names_every_public_command():
 ])  # fmt: skip
 def test_mistakes_are_one_sentence(arguments, sentence):
     assert re.search(sentence, refused(command(*arguments, **NO_DATA)))
+
+
+@pytest.mark.parametrize("package", ["torch", "pandas"])  # imported before, and by, the command
+def test_ctrl_c_during_an_import_is_one_sentence(tmp_path, package):
+    module = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)"
+    (tmp_path / f"{package}.py").write_text(module)
+    result = command("runs", "list", PYTHONPATH=str(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: stopped by Ctrl-C\n")
 
 
 def test_train_then_evaluate_then_again(tmp_path):
@@ -100,7 +116,7 @@ def test_make_help_has_a_line_for_every_target():
     targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
     shown = subprocess.run(["make", "-s", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert {line.split()[1] for line in shown.splitlines()} == targets
-    assert targets >= {"setup", "reproduce", "test", "figures", "notebooks", "bench", "lab"}
+    assert targets >= {"setup", "reproduce", "test", "figures", "notebooks", "report", "bench", "lab"}
 
 
 def test_setup_does_nothing_twice():
@@ -123,7 +139,7 @@ def test_dependencies_have_a_lower_and_an_upper_bound_and_a_reason():
 def test_importing_a_room_does_no_work():
     rooms = (
         "runtime readers data augment distort shift mixing model recipe runs evaluate estimate publish checkpoint "
-        "train sweep stats plots assess figures notebooks bench tables __main__"
+        "exchange train sweep stats plots assess figures notebooks bench tables __main__"
     )
     code = f"import sys; sys.argv = ['x']; import {', '.join(f'helpers.{room}' for room in rooms.split())}"
     result = subprocess.run(

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from helpers import notebooks
 from helpers.notebooks import NotebookFailed
@@ -27,23 +28,8 @@ OPENING = """# {title}
 what it promises? It should.
 
 **Running time:** 1 s."""
-CLOSING = """## Exercises
-
-1. Why?
-
-<details><summary>Solution</summary>
-
-Because.
-
-</details>
-
-2. And then?
-
-<details><summary>Solution</summary>
-
-Nothing.
-
-</details>"""
+SOLVED = "1 because\n2 because\n3 because\n"
+EXERCISES = ("Why?", "And then?", "What if?")
 REFERENCES = (
     """## References
 
@@ -61,9 +47,15 @@ def build(path: Path, *code: str, title: str | None = None, parameters: str = PA
         new_code_cell(parameters, metadata={"tags": ["parameters"]}),
     ]
     cells += [new_code_cell(source) for source in code]
-    cells += [new_markdown_cell(f"Paragraph {number}, with $x^2$.") for number in range(14)]
+    cells += [new_markdown_cell(f"Paragraph {number}, with $x^2$.") for number in range(17)]
     cells[-2:] = [new_markdown_cell("## Once"), new_markdown_cell("## Twice")]
-    cells += [new_markdown_cell(CLOSING), new_markdown_cell(REFERENCES)]
+    cells += [new_markdown_cell("## Exercises\n\nEach has its solution.")]
+    for number, exercise in enumerate(EXERCISES, 1):
+        cells += [
+            new_markdown_cell(f"**{number}.** {exercise}"),
+            new_code_cell(f"# Solution {number}\nprint({number}, 'because')", metadata={"tags": ["solution"]}),
+        ]
+    cells += [new_markdown_cell(REFERENCES)]
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +195,7 @@ def test_execute_passes_parameters_and_leaves_no_machine_path(tmp_path):
     output = tmp_path / "odd folder" / "new" / "01_a.ipynb"
     before, here = path.read_bytes(), os.getcwd()
     notebooks.execute(path, output, {"profile": tricky, "rate": 1})
-    assert code_text(output) == f"{tricky!r} 3 1.0\nodd folder\n"
+    assert code_text(output) == f"{tricky!r} 3 1.0\nodd folder\n" + SOLVED
     assert str(tmp_path) not in output.read_text()
     assert path.read_bytes() == before and os.getcwd() == here
     assert [file.name for file in output.parent.iterdir()] == ["01_a.ipynb"]  # no temporary left
@@ -241,8 +233,10 @@ def test_output_that_cannot_be_written(tmp_path):
 
 def test_navigation_at_the_ends_and_twice(copy):
     first, second, third = (nbformat.read(one.path, 4).cells for one in notebooks.listing(copy))
-    assert first[0].source == first[-1].source == "Contents · [The 02_second →](02_second.ipynb)"
-    assert second[0].source == (
+    sections = "[Once](#Once) · [Twice](#Twice) · [Exercises](#Exercises) · [References](#References)"
+    assert first[-1].source == "Contents · [The 02_second →](02_second.ipynb)"
+    assert first[0].source == f"{first[-1].source}\n\n{sections}"
+    assert second[-1].source == (
         "[← First of three](01_first.ipynb) · [Contents](01_first.ipynb) · [The 03_third →](03_third.ipynb)"
     )
     assert third[-1].source == "[← The 02_second](02_second.ipynb) · [Contents](01_first.ipynb)"
@@ -297,7 +291,13 @@ def add_output(kind, **output):
     return lambda nb: nb.cells[3].outputs.append(new_output(kind, **output))
 
 
-# cells of 01_first: 0 bar, 1 opening, 2 parameters, 3 and 4 code, 5.. paragraphs, -3 exercises, -2 references, -1 bar
+def count(notebook):
+    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+        cell.execution_count = number
+
+
+# cells of 01_first: 0 bar, 1 opening, 2 parameters, 3 and 4 code, 5.. paragraphs, -9 heading of the exercises,
+# -8 and -7 exercise and solution 1, -6 and -5, -4 and -3, -2 references, -1 bar
 FAULTS = {
     "no parameters cell": (lambda nb: nb.cells[2].metadata.clear(), "0 code cells tagged 'parameters'"),
     "computed parameter": (set_source(2, "profile = str('recorded')"), "line 1 of the parameters cell"),
@@ -308,7 +308,7 @@ FAULTS = {
     "bar in the middle": (lambda nb: nb.cells[6].metadata.update(tags=["navigation"]), "navigation bars"),
     "kernel": (lambda nb: nb.metadata.kernelspec.update(name="my-env"), "kernel"),
     "kernel's name": (lambda nb: nb.metadata.kernelspec.update(display_name="Python 3 (ipykernel)"), "kernel"),
-    "counts": (lambda nb: nb.cells[3].update(execution_count=7), "execution counts are not 1 to 3"),
+    "counts": (lambda nb: nb.cells[3].update(execution_count=7), "execution counts are not 1 to 6"),
     "no count": (lambda nb: nb.cells[4].update(execution_count=None), "execution counts"),
     "error": (add_output("error", ename="KeyError", evalue="", traceback=[]), "stores an error: ['KeyError']"),
     "path in a traceback": (
@@ -328,17 +328,26 @@ FAULTS = {
     "Windows path": (add_output("display_data", data={"text/html": r"C:\Users\anna"}), "machine's path"),
     "address": (add_output("display_data", data={"text/plain": "<a.B object at 0x7f00aa>"}), "address"),
     "too large": (set_source(6, "word " * 70_000), "at most 300 KB"),
-    "too few cells": (lambda nb: [nb.cells.pop(5) for _ in range(3)], "has 19 cells"),
-    "too many cells": (lambda nb: [nb.cells.insert(5, new_markdown_cell("x")) for _ in range(40)], "62 cells"),
+    "too few cells": (lambda nb: [nb.cells.pop(5) for _ in range(3)], "has 19 cells before its exercises"),
+    "too many cells": (lambda nb: [nb.cells.insert(5, new_markdown_cell("x")) for _ in range(39)], "61 cells"),
     "long cell": (set_source(3, "x = 1\n" * 31), "more than 30 lines of code"),
     "to do": (set_source(6, "TODO: write"), "still has something to do"),
     "picture unexplained": (lambda nb: nb.cells[3].outputs.append(picture()), "no `*What to see:*` follows"),
+    "solution's picture": (lambda nb: nb.cells[-3].outputs.append(picture()), "no `*What to see:*` follows"),
     "no alt text": (set_source(6, "![](data/cat.png)"), "without alt text"),
     "no title": (replace_source(1, "# First", "First"), "no title heading"),
     "no question": (replace_source(1, "Question", "Topic"), "does not state the Question"),
     "no running time": (replace_source(1, "Running", "Some"), "Running time"),
-    "no exercises": (replace_source(-3, "## Exercises", "## More"), "no heading Exercises"),
-    "one solution": (replace_source(-3, CLOSING[CLOSING.index("2.") :], ""), "Fewer than two exercises"),
+    "no exercises": (replace_source(-9, "## Exercises", "### Exercises"), "no cell with the heading '## Exercises'"),
+    "exercise without a number": (replace_source(-6, "**2.**", "2."), "Exercise 2 is not a cell of text"),
+    "two exercises": (lambda nb: [nb.cells.pop(-3), nb.cells.pop(-3), count(nb)], "Exercise 3 is not a cell of text"),
+    "no solution": (lambda nb: [nb.cells.pop(-7), count(nb)], "Exercise 1 is not followed by a code cell"),
+    "solution untagged": (lambda nb: nb.cells[-7].metadata.pop("tags"), "Exercise 1 is not followed by a code cell"),
+    "solution of another": (replace_source(-5, "2\n", "1\n"), "exercise 2 is not '# Solution 2' and code"),
+    "empty solution": (set_source(-3, "# Solution 3\n"), "exercise 3 is not '# Solution 3' and code"),
+    "solution not folded": (lambda nb: nb.cells[-3].metadata.pop("jupyter"), "exercise 3 is not folded"),
+    "a fourth solution": (lambda nb: nb.cells[4].metadata.update(tags=["solution"]), "4 cells tagged 'solution'"),
+    "folded text": (set_source(6, "<details><summary>More</summary></details>"), "a solution is a code cell"),
     "no references": (set_source(-2, "Nobody."), "no heading References"),
     "star import": (set_source(3, "from os import *"), "star"),
     "unknown tag": (lambda nb: nb.cells[3].metadata.update(tags=["important"]), "unknown tag: ['important']"),
@@ -352,6 +361,8 @@ def test_check_finds_each_fault(copy, fault):
     notebook = nbformat.read(path, 4)
     plant(notebook)
     nbformat.write(notebook, path)
+    if fault in ("no exercises", "no references"):
+        notebooks.navigate(copy)  # the bar names the sections
     problems = notebooks.check(path)
     assert any(complaint in problem for problem in problems), problems
     assert len(problems) == 1 and problems[0].startswith("01_first.ipynb") and "\n" not in problems[0], problems
@@ -363,6 +374,8 @@ def test_check_accepts_what_looks_like_a_fault(copy):
     notebook.cells[6].source = "See https://example.org/home/page and ../home/tmp/x; a mastodon; `from os import path`."
     notebook.cells[3].outputs.append(picture())
     notebook.cells.insert(4, new_markdown_cell("*What to see:* the curve flattens."))
+    notebook.cells[-3].outputs.append(picture())
+    notebook.cells[-3].source += "\n# What to see: the curve\n# flattens."
     nbformat.write(notebook, path)
     assert notebooks.check(path) == []
 
@@ -400,7 +413,7 @@ def test_reproduce_runs_everything_and_sums_up(reproduced):
     assert [record["state"] for record in summary["notebooks"].values()] == ["passed"] * 3
     assert all(record["seconds"] > 0 for record in summary["notebooks"].values())
     assert summary["results"] == RESULTS
-    assert code_text(out / "01_first.ipynb") == "quick\n5\nTrue\n"
+    assert code_text(out / "01_first.ipynb") == "quick\n5\nTrue\n" + SOLVED
     assert sorted(path.name for path in out.iterdir()) == [
         "01_first.ipynb",
         "02_second.ipynb",
@@ -416,22 +429,35 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.found: list[tuple[str, dict]] = []
-        self.text = ""
+        self.text = self.style = ""
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
 
     def handle_data(self, data):
+        if self.found and self.found[-1][0] == "style":
+            self.style += data
         self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.found)
 
     def values(self, tag: str, attribute: str) -> list[str]:
         return [attrs[attribute] for name, attrs in self.found if tag in (name, "*") and attribute in attrs]
 
 
+def needs_nothing_else(page: Page) -> None:
+    """It opens in a browser without a network or other files: pictures with words beside them inside, no script."""
+    assert all(source.startswith("data:image/png;base64,") for source in page.values("*", "src"))
+    assert page.count("img") == len(page.values("img", "src")) == sum(map(bool, page.values("img", "alt")))
+    assert [page.count(tag) for tag in ("script", "link", "iframe", "object")] == [0, 0, 0, 0]
+    assert not re.search(r"@import|url\(", page.style)
+
+
 def test_report_is_one_page_whose_anchors_resolve(reproduced, course):
     page = Page(reproduced[0] / "report.html")
-    assert [len([tag for tag, _ in page.found if tag == one]) for one in ("html", "head", "main")] == [1, 1, 1]
+    assert [page.count(tag) for tag in ("html", "head", "main")] == [1, 1, 1]
     assert page.values("section", "id") == ["contents", "01_first", "02_second", "03_third"]
     ids, links = page.values("*", "id"), page.values("a", "href")
     assert len(ids) == len(set(ids))
@@ -443,9 +469,8 @@ def test_report_is_one_page_whose_anchors_resolve(reproduced, course):
     }
     assert os.path.relpath(course / "data.csv", reproduced[0]) in links
     assert page.values("img", "alt") == ["the line & its points rise."]
-    assert page.values("img", "src")[0].startswith("data:image/png;base64,")
-    assert all("mathjax" in script for script in page.values("script", "src"))
-    assert len(page.values("script", "async")) == len(page.values("script", "src")) == 1
+    needs_nothing_else(page)
+    assert [page.count(tag) for tag in ("nav", "math", "details", "summary")] == [1, 3 * 17 - 6, 9, 9]
     for text in ("First of three", "stand-in <set>", "accuracy", "0.5", "a | b", "Does notebook 02_second hold"):
         assert text in page.text
     assert "navigation" not in " ".join(ids)
@@ -458,6 +483,35 @@ def test_report_is_rebuilt_from_what_is_there(reproduced, course, tmp_path):
     assert Page(tmp_path / "report.html").text == Page(reproduced[0] / "report.html").text
     with pytest.raises(CourseError, match=r"no summary\.json .* run"):
         notebooks.rebuild_report(tmp_path / "nothing")
+
+
+def test_the_course_as_stored_is_one_page(course, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for path in course.iterdir():
+        (tmp_path / "notebooks" / path.name).write_bytes(path.read_bytes())
+    first = tmp_path / "notebooks" / "01_first.ipynb"
+    notebook = nbformat.read(first, 4)
+    notebook.cells[6].source = "![A dot](dot.png) and $\\foo{x}$, but $\\mathcal N(0, 1)$."
+    nbformat.write(notebook, first)
+    Image.new("RGB", (1, 1)).save(tmp_path / "notebooks" / "dot.png")
+    page = Page(notebooks.course_report(tmp_path / "out" / "report.html", tmp_path / "notebooks"))
+    needs_nothing_else(page)
+    assert page.values("section", "id") == ["contents", "01_first", "02_second", "03_third"]
+    assert page.values("img", "alt") == ["A dot", "the line & its points rise."]
+    assert page.values("code", "class") == ["tex"] and "\\foo{x}" in page.text, "what no converter knows stays"
+    assert "𝒩" in page.text and "$" not in page.text.replace("$x^2$", "")
+    assert "../notebooks/data.csv" in page.values("a", "href")
+
+
+def test_the_report_of_the_committed_notebooks(tmp_path):
+    page = Page(notebooks.course_report(tmp_path / "report.html"))
+    needs_nothing_else(page)
+    ids, links = page.values("*", "id"), page.values("a", "href")
+    assert len(ids) == len(set(ids))
+    assert [link for link in links if link.startswith("#") and link[1:] not in ids] == []
+    assert [link for link in links if not link.startswith(("#", "http")) and not (tmp_path / link).exists()] == []
+    assert "tex" not in page.values("code", "class"), "every formula is one that the report can set"
+    assert page.count("math") > 100 and page.count("img") > 30
 
 
 def test_reproduce_goes_on_after_a_failure_and_removes_only_its_own(tmp_path, capsys):

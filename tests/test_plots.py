@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import seaborn as sns
 import torch
+from colorspacious import cspace_convert, deltaE
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -505,3 +506,12 @@ def test_lines_differ_in_more_than_colour():
     assert len({str(line._unscaled_dash_pattern) for line in axis.lines}) == 7
     axis = plots.lines({name: ([0, 1], [i, i]) for i, name in enumerate(names)}, "t", "x", "y").axes[0]
     assert len({str(line._unscaled_dash_pattern) for line in axis.lines}) == 7
+
+
+@pytest.mark.parametrize("vision", ["deuteranomaly", "protanomaly", "tritanomaly"])
+def test_neighbouring_colours_stay_apart_for_colour_blind_readers(vision):
+    """By CAM02-UCS distance at full severity, where about 1 is just noticeable; in grey, dash and marker tell."""
+    space = {"name": "sRGB1+CVD", "cvd_type": vision, "severity": 100}
+    seen = np.clip(cspace_convert(np.array(plots.PALETTE[:5]), space, "sRGB1"), 0, 1)
+    assert deltaE(seen[:-1], seen[1:], input_space="sRGB1").min() > 15
+    assert len(set(plots.MARKERS)) == len(set(plots.DASHES)) == 7

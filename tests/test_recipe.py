@@ -89,6 +89,58 @@ def test_the_ladder_climbs_one_stage_at_a_time():
     assert all(rung.name in RECIPES for rung in rungs)
 
 
+BASES = ("quick", "reduced", "laptop", "paper")
+
+
+def test_a_variant_is_named_by_what_differs_and_nothing_has_two_names():
+    quick, paper = RECIPES["quick"], RECIPES["paper"]
+    made = recipe.vary(quick, learning_rate=(0.1, 0.00005), epochs=(8, 3, 8))
+    assert [one.name for one in made] == [
+        "quick", "quick-epochs-3", "quick-learning_rate-0.00005", "quick-learning_rate-0.00005-epochs-3"]  # fmt: skip
+    assert made[3] == quick.but(name=made[3].name, learning_rate=5e-5, epochs=3)
+    assert recipe.vary(quick.but(seed=3), epochs=(3,))[0].seed == 3
+    assert recipe.vary(paper, mixup_alpha=(0.0, 1.0)) == [RECIPES["paper-rotation_autoaugment"], paper]
+    with pytest.raises(CourseError, match="no field 'epoch'"):
+        recipe.vary(quick, epoch=(1,))
+    with pytest.raises(CourseError, match="warmup_epochs=1 leaves nothing of epochs=1"):
+        recipe.vary(quick, epochs=(1,))
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", recipe.SWEEPS)
+def test_a_sweep_varies_what_it_says_and_its_names_lead_back(name, base):
+    made = recipe.named(name, base)
+    assert recipe.get(base) in made and len({one.name for one in made}) == len(set(made)) == len(made) > 2
+    assert all(recipe.get(one.name) == one for one in made)
+    fields_of = {"ladder": {"stage", "mixup_alpha"}, "mixup": {"mixup_alpha"}, "se": {"reduction"},
+                 "dropout": {"dropout"}, "warmup": {"warmup_epochs"}, "rate": {"learning_rate", "weight_decay"},
+                 "schedule": {"epochs"}}[name]  # fmt: skip
+    rows = [one.to_dict() for one in made]
+    assert {field for field in rows[0] if len({str(row[field]) for row in rows}) > 1} == fields_of | {"name"}
+
+
+def test_a_sweep_takes_the_papers_values_and_those_around():
+    values = lambda name, base, field: [getattr(one, field) for one in recipe.named(name, base)]  # noqa: E731
+    assert values("se", "paper", "reduction") == [0, 4, 8, 16, 32]
+    assert values("se", "quick", "reduction") == [0, 4, 8, 16]
+    assert values("warmup", "paper", "warmup_epochs") == [0, 5, 10, 20, 60]
+    assert values("schedule", "paper", "epochs") == [75, 150, 300, 600]
+    assert set(values("rate", "paper", "learning_rate")) == {0.01, 0.02, 0.04}
+    assert recipe.named("quick-mixup_alpha-0.2", "paper") == [RECIPES["quick"].but(
+        name="quick-mixup_alpha-0.2", mixup_alpha=0.2)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "sentence"), [
+    ("quick-epochs", "no recipe"), ("quick-epochs-x", "no recipe"), ("quick-seed-3", "no recipe"),
+    ("quick-epochs-3-epochs-4", "no recipe"), ("nope-epochs-3", "no recipe"), ("quick-epochs-0", "epochs=0 is out of"),
+    ("quick-epochs-8", "is the recipe quick: call it by"), ("quick-epochs-03", "is the recipe quick-epochs-3:"),
+    ("paper-mixup_alpha-0", "is the recipe paper-rotation_autoaugment:"),
+])  # fmt: skip
+def test_another_spelling_of_a_variant_is_refused(name, sentence):
+    with pytest.raises(CourseError, match=sentence):
+        recipe.get(name)
+
+
 def test_a_short_recipe_is_shorter():
     quick, short = RECIPES["quick"], recipe.short(RECIPES["quick"])
     assert short.name != quick.name and short.epochs * short.train_size < quick.epochs * quick.train_size
@@ -157,7 +209,7 @@ def test_blocks_from_json_become_a_tuple():
     assert Recipe("x", blocks=[1, 2]).blocks == (1, 2)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "A", "a b", "\n", "ä", None, 3])
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".a", "a\n", "A", "a b", "\n", "ä", None, 3])
 def test_a_name_that_is_no_folder_is_refused(name):
     with pytest.raises(CourseError, match="name"):
         Recipe(name)

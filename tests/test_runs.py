@@ -81,6 +81,8 @@ def test_a_damaged_record_is_said_in_a_sentence(tmp_path, content):
     [
         ({"metrics": {"val_accuracy": 0.5}}, r"\$\.metrics: '\w+' is a required property"),
         ({"test": {"accuracy": 1.7, "low": 0, "high": 1, "count": 10}}, r"\$\.test\.accuracy: 1\.7 is greater than"),
+        ({"corrupted": {"accuracy": 0.5, "count": 100}}, r"\$\.corrupted: 'severities' is a required property"),
+        ({"corrupted": {"accuracy": 0.5, "count": 9, "severities": [0]}}, r"severities\[0\]: 0 is less than"),
         ({"best_epoch": "8"}, r"\$\.best_epoch: '8' is not of type 'integer'"),
         ({"seconds": 0}, r"\$\.seconds: 0 is less than or equal"),
         ({"versions": {"torch": 2}}, r"\$\.versions\.torch: 2 is not of type 'string'"),
@@ -180,6 +182,8 @@ def test_a_record_of_another_recipe_by_that_name_is_flagged_with_its_fields():
     without = {name: value for name, value in now.items() if name != "width"}
     assert runs.stale(without) == "width", "quick's width is not the default"
     assert runs.stale({**now, "name": "mine", "epochs": 9}) == "", "nothing to differ from"
+    assert runs.stale({**now, "name": "quick-epochs-9", "epochs": 9}) == ""
+    assert runs.stale({**now, "name": "quick-epochs-9", "epochs": 7}) == "epochs"
 
 
 def test_flagged_rows_are_left_out_with_a_sentence(finished_tiny, tmp_path):
@@ -205,7 +209,11 @@ def test_a_run_not_tested_yet_has_no_test_accuracy(finished_tiny):
 def test_every_metric_of_a_real_record_is_defined(finished_tiny, tmp_path, without_cifar10):
     shutil.copytree(finished_tiny, tmp_path / "run")
     run = evaluate.test_run(tmp_path / "run", stand_in=True)
-    assert set(run.record["metrics"]) | {"test", "test_last", "images_per_second"} == set(runs.DEFINITIONS)
+    assert "corrupted" not in run.record
+    evaluate.shifted_metrics(tmp_path / "run", (5,), count=20, stand_in=True)
+    run = runs.read(tmp_path / "run")
+    measured = {"test", "test_last", "corrupted", "images_per_second"}
+    assert set(run.record["metrics"]) | measured == set(runs.DEFINITIONS) and measured <= set(run.record)
     stored = json.loads((tmp_path / "run" / "run.json").read_text())
     assert stored["definitions"] == runs.DEFINITIONS and stored["test"] == run.record["test"]
 
@@ -218,3 +226,8 @@ def test_the_recorded_runs_of_this_repository_are_whole():
         assert len(row.history) == row.epochs, row.recipe
         best = row.history.loc[row.history.val_accuracy.idxmax()]
         assert best.epoch == row.best_epoch and round(best.val_accuracy, 6) == round(row.val_accuracy, 6), row.recipe
+
+
+def test_what_the_records_say_of_distorted_images_is_what_lies_beside_them():
+    for path in sorted(runs.RECORDED.glob("*/*/shift.csv")):
+        assert runs.read(path.parent).record["corrupted"] == evaluate.corrupted(pd.read_csv(path)), path.parent

@@ -81,6 +81,20 @@ def test_steps_are_paired_t_tests_with_holms_correction():
     assert list(found.verdict) == ["higher", stats.INSIDE, "lower"]
 
 
+def test_each_against_a_base_is_the_same_test_with_other_pairs():
+    levels = {"a": 0.5, "b": 0.55, "c": 0.52}
+    runs = table(**{name: level + G.normal(0, 0.003, 4) for name, level in levels.items()})
+    found = stats.against(runs, "b", ["a", "b", "never run", "c"])
+    wide = runs.pivot(index="seed", columns="recipe", values="test_accuracy")
+    assert list(zip(found.before, found.after, strict=True)) == [("b", "a"), ("b", "c")]
+    for row in found.itertuples():
+        expected = scipy_stats.ttest_rel(wide[row.after], wide["b"])
+        assert (row.p, row.low, row.high) == pytest.approx((expected.pvalue, *expected.confidence_interval(0.95)))
+    np.testing.assert_allclose(found.p_holm, multipletests(found.p, method="holm")[1])
+    assert list(found.verdict) == ["lower", "lower"]
+    assert stats.against(runs, "gone", ["a", "b"]).empty
+
+
 def test_only_seeds_that_both_have_are_compared_and_rungs_not_run_are_passed_over():
     runs = pd.concat([table(a=[0.5, 0.6, 0.7], c=[0.6, 0.71]), table(e=[0.4]).assign(seed=9)])
     found = stats.steps(runs, ["a", "b", "c", "d", "e"])

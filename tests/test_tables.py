@@ -1,11 +1,15 @@
 """The README says what is recorded: its tables come out the same, and a number that was tampered with does not."""
 
+import itertools
 import re
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_rel
+from statsmodels.stats.multitest import multipletests
 from test_figures import QUICK, record
 
-from helpers import figures, recipe, runs, tables
+from helpers import figures, recipe, runs, stats, tables
 from helpers.runtime import ROOT, CourseError, percent
 
 README = (ROOT / "README.md").read_text()
@@ -17,12 +21,13 @@ def cells(text: str) -> list[list[str]]:
 
 def test_the_readme_is_what_the_store_makes_of_it():
     assert tables.fill(README) == README, "run `make figures`"
-    assert set(re.findall(r"<!-- table: (\w+) -->", README)) == {"recipes", "ladders", "reported", "speed"}
+    assert set(re.findall(r"<!-- table: (\w+) -->", README)) == {"recipes", "ladders", "varied", "reported", "speed"}
     assert README.count("<!-- end -->") == len(re.findall(r"<!-- (?:table|figure): ", README))
 
 
 @pytest.mark.parametrize(
-    "number", [r"\d\d\.\d\d %", r"\d\d\.\d\d to \d", r"\d\.\d ×", r"\| 0\.\d\d\d \|", "inside the noise", r"take \d+ s"]
+    "number",
+    [r"\d\d\.\d\d %", r"\d\d\.\d\d to \d", r"\d\.\d ×", r"\(p 0\.\d\d\d\)", r"inside the noise \(", r"take \d+ s"],
 )
 def test_a_number_tampered_with_is_noticed(number):
     """The first of its form between markers; refreshing mends it."""
@@ -45,14 +50,25 @@ def test_the_means_are_those_of_the_records():
         assert row[10] == (f"{100 * values.std():.2f}" if len(values) > 1 else ""), "one run has no spread"
 
 
+def test_a_mean_over_some_of_the_seeds_is_not_shown(tmp_path):
+    """The last epoch's and the corrupted accuracy: those that have them would be a choice."""
+    for seed, corrupted in ((0, 0.4), (1, None), (2, 0.5)):
+        record(tmp_path, QUICK.but(seed=seed), 0.6, corrupted=corrupted)
+    assert cells(tables.recipes(runs.load(tmp_path)))[2][-2:] == ["", ""]
+    record(tmp_path, QUICK.but(seed=1), 0.6, corrupted=0.6)
+    assert cells(tables.recipes(runs.load(tmp_path)))[2][-2:] == ["", "50.00 %"]
+
+
 def test_a_column_for_each_tier_empty_where_nothing_was_run(tmp_path):
-    record(tmp_path, QUICK, 0.5)
-    record(tmp_path, QUICK.but(seed=1), 0.6)
-    record(tmp_path, recipe.RECIPES["laptop"], 0.8)
-    head, _, run, *rows, test, hidden = cells(tables.reported(runs.load(tmp_path)))
+    record(tmp_path, QUICK, 0.5, corrupted=0.3)
+    record(tmp_path, QUICK.but(seed=1), 0.6, corrupted=0.4)
+    record(tmp_path, recipe.RECIPES["laptop"], 0.8, corrupted=0.7)
+    head, _, run, *rows, test, last, distorted, hidden = cells(tables.reported(runs.load(tmp_path)))
     assert head == ["classified right", "paper", "gpu", "cpu", "quick"]
-    assert run[2:] == ["", "recipe laptop, 25 epochs, seed 0", "recipe quick, 8 epochs, 2 seeds"]
+    assert run[2:] == ["", "recipe laptop, 25 of 300 epochs, seed 0", "recipe quick, 8 of 300 epochs, 2 seeds"]
     assert test == ["test, as it is", "95.94 %", "", "80.00 % [79.00 to 81.00]", "55.00 % [-8.53 to 118.53]"]
+    assert last[1:] == ["not given", "", "", ""], "not recorded"
+    assert distorted[1:] == ["not given", "", "70.00 %", "35.00 % [-28.53 to 98.53]"]
     assert hidden == ["hidden test, distorted", "about 86 %", "", "", ""] and all(row[2] == "" for row in rows)
     assert "[" not in rows[0][3], "one seed: no interval of the training accuracy"
 
@@ -62,9 +78,55 @@ def test_a_ladder_of_one_seed_says_so(tmp_path):
         record(tmp_path, rung, 0.5)
     text = tables.ladders(runs.load(tmp_path))
     rows = cells(text)[2:]
-    assert "10,000 images, seeds 0)" in text
-    assert [row[2] for row in rows] == ["one seed: no interval over seeds"] * 3
-    assert [row[3:] for row in rows[1:]] == [["+0.00", "", "", "one seed: nothing can be said"]] * 2
+    assert "10,000 images, seeds 0)" in text and figures.SHORT in text
+    assert [row[1] for row in rows] == ["50.00 %"] * 3
+    assert [row[2::2] for row in rows[1:]] == [["+0.00", stats.ONE_SEED]] * 2
+    assert "Test: of 2 differences 2 with one seed, of which nothing can be said." in text
+
+
+def test_a_ladder_is_told_on_clean_and_on_distorted_images(tmp_path):
+    """Against scipy's paired t test on the numbers that went into the store."""
+    g, ladder = np.random.default_rng(3), recipe.ladder(recipe.RECIPES["reduced"])
+    clean, distorted = (0.5 + np.arange(7)[:, None] / 20 + g.normal(0, 0.004, (7, 3)) for _ in range(2))
+    for row, rung in enumerate(ladder):
+        for seed in range(3):
+            record(tmp_path, rung.but(seed=seed), clean[row, seed], corrupted=distorted[row, seed])
+    table = runs.load(tmp_path)
+    text, found = tables.ladders(table), tables.compared(figures.rungs(table, recipe.RECIPES["reduced"]))
+    assert list(found.index) == [rung.name for rung in ladder] and found.index[-1] == "reduced"
+    assert "On `reduced` (tier cpu, 24 of 300 epochs, 10,000 images, seeds 0, 1, 2; " in text
+    assert "corrupted: 1,000 test images at severities 1, 3, 5):" in text
+    for short, name, values, count in (("test", "test accuracy", clean, 10_000),
+                                       ("corrupted", "corrupted accuracy", distorted, 1_000)):  # fmt: skip
+        p = multipletests([ttest_rel(b, a).pvalue for a, b in itertools.pairwise(values)], method="holm")[1]
+        for row in range(1, 7):
+            gap, errors = values[row] - values[row - 1], 2 - values[row].mean() - values[row - 1].mean()
+            low, high = ttest_rel(values[row], values[row - 1]).confidence_interval(0.95)
+            noise = np.sqrt(errors / (2 * count) / 3)
+            word = "inside the noise" if p[row - 1] >= 0.05 or abs(gap.mean()) <= 2 * noise else "higher"
+            assert found.iloc[row][[f"{short}: less the one before, points", f"{short}: noise", f"{short}: verdict"]
+                                   ].tolist() == [
+                f"{100 * gap.mean():+.2f} [{100 * low:+.2f} to {100 * high:+.2f}]", f"{100 * noise:.2f}",
+                f"{word} (p {p[row - 1]:.3f})",
+            ]  # fmt: skip
+            assert found[name].iloc[row].startswith(f"{percent(values[row].mean())} [")
+        higher = found[f"{short}: verdict"].str.startswith("higher").sum()
+        assert (f"{short}: of 6 differences {higher} higher" in tables.tally(found)) == (higher > 0)
+
+
+def test_a_varied_field_is_set_against_the_base(tmp_path):
+    for name, alpha, accuracies in (("quick", 0.0, (0.6, 0.61, 0.62)), ("a", 0.2, (0.65, 0.66, 0.67)),
+                                    ("b", 1.0, (0.56, 0.57, 0.58))):  # fmt: skip
+        for seed, accuracy in enumerate(accuracies):
+            record(tmp_path, QUICK.but(name=name, mixup_alpha=alpha, seed=seed), accuracy + seed * alpha / 1000)
+    table = runs.load(tmp_path)
+    rows = cells(tables.varied(table))
+    assert rows[0][:3] == ["mixup_alpha", "test accuracy", "test: less no Mixup (quick), points"]
+    assert [row[0] for row in rows[2:]] == ["no Mixup (quick)", "mixup alpha 0.2", "mixup alpha 1"]
+    assert rows[2][2:] == ["", "", ""] and rows[3][2].startswith("+5.02 [") and rows[4][2].startswith("-3.90 [")
+    assert rows[3][4].startswith("higher") and rows[4][4].startswith("lower")
+    assert "Test: of 2 differences 1 higher, 1 lower." in tables.varied(table)
+    assert tables.varied(table[:3]) == "None is recorded yet.\n"
 
 
 def test_markers_without_a_table_or_figure_behind_them_are_refused():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -92,14 +93,15 @@ class Augment:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise CourseError(f"mean and std must be three numbers each, std positive, but got {mean} and {std}.")
         self.stage, self.policy, self.settings = stage, policy, settings
-        self.scale = tuple(1 / (255 * s) for s in std)
-        self.shift = tuple(-m / s for m, s in zip(mean, std, strict=True))
+        scale, shift = (1 / (255 * s) for s in std), (-m / s for m, s in zip(mean, std, strict=True))
+        self.normal = (tuple(scale), tuple(shift))
         s, unit = settings, (0.0, 1.0)
+        turn = math.radians(s.rotation) if self._does("rotation_autoaugment") else 0.0
         ranges = (
             *[unit] * 5,  # the policy's
-            (-s.rotation, s.rotation) if self._does("rotation_autoaugment") else (0.0, 0.0),
-            unit,  # flip or not
-            *[(0.0, 2.0 * s.padding + 1)] * 2,  # crop
+            (-turn, turn),
+            (-s.flip, 1 - s.flip),  # flip where negative
+            *[(-float(s.padding), s.padding + 1.0)] * 2,  # crop
             *((1 - reach, 1 + reach) for reach in (s.brightness, s.contrast, s.saturation)),
             (-s.hue, s.hue),
             s.blur,
@@ -108,8 +110,8 @@ class Augment:
             *[s.erase_area] * s.erase_tries,
             *[(math.log(s.erase_ratio[0]), math.log(s.erase_ratio[1]))] * s.erase_tries,
         )
-        self.low, self.span = zip(*((low, high - low) for low, high in ranges), strict=True)  # by row of `draw`
-        self.chances = (s.sharpness_p, s.blur_p, s.erase_p)
+        self.ranges = tuple((low, high - low) for low, high in ranges)  # by row of `draw`
+        self.chances = ((s.sharpness_p,), (s.blur_p,), (s.erase_p,))
 
     def __repr__(self) -> str:
         return f"Augment({self.stage!r})"
@@ -132,17 +134,17 @@ class Augment:
 
     def draw(self, batch: int, size: tuple[int, int], generator: torch.Generator | None, device: torch.device) -> Drawn:
         """Draw for `batch` images of `size` (height, width): uniform numbers in one call, then transformed."""
-        low, span, chances = (constant(v, device).unsqueeze(1) for v in (self.low, self.span, self.chances))
+        low, span = constant(self.ranges, device).split(1, dim=1)
         u = torch.rand(len(low), batch, generator=generator, device=device).mul_(span).add_(low)
         op, magnitude, geometry = policies.draw(self.policy, u[0:5], size)
-        angle = u[5].double().deg2rad()
-        cos, sin, mirror = angle.cos(), angle.sin(), 1 - 2 * (u[6] < self.settings.flip).double()
-        right, down = (u[7:9].floor() - self.settings.padding).double()
-        matrix = torch.stack((mirror * cos, -mirror * sin, right, sin, cos, down), dim=1).unflatten(1, (2, 3))
+        angle, side, right, down = u[5:9].double()
+        cos, sin, mirror = angle.cos(), angle.sin(), torch.ones_like(side).copysign_(side)
+        rows = (mirror * cos, -mirror * sin, right.floor_(), sin, cos, down.floor_())
+        matrix = torch.stack(rows, dim=1).unflatten(1, (2, 3))
         if self._does("rotation_autoaugment"):
             matrix = families.compose(matrix, geometry)
-        sharpened, blurred, erased = u[14:17] < chances
-        box = self._draw_box(u[17:], size) * erased.unsqueeze(1)
+        sharpened, blurred, erased = u[14:17] < constant(self.chances, device)
+        box = self._draw_box(u[17:], erased, size)
         return Drawn(matrix, op, magnitude, u[9:13].T, sharpened, blurred, u[13], box)
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
@@ -151,17 +153,19 @@ class Augment:
         device = images.device.type
         cast = device != "meta" and torch.is_autocast_enabled(device)  # bfloat16 has no room for 256 levels
         with torch.inference_mode(), torch.autocast(device, enabled=False) if cast else nullcontext():
-            x = (families.warp(images, drawn.matrix) if self._does("crop_flip") else images).float()
+            x = images.float()
+            if self._does("crop_flip"):
+                x = families.warp(x, drawn.matrix)
             if self._does("rotation_autoaugment"):
                 x = policies.apply(self.policy, x, drawn.op, drawn.magnitude)
             if self._does("colour"):
                 brightness, contrast, saturation, hue = drawn.jitter.unbind(1)
                 x = families.turn_hue(families.colour(x, brightness, contrast, saturation).round_(), hue)
             if self._does("sharpness_blur"):
-                factor = torch.full_like(drawn.sigma, self.settings.sharpness)
-                x = where_it_pays(drawn.sharpened, families.sharpen, x, factor)
+                factor = constant((self.settings.sharpness,), x.device)
+                x = where_it_pays(drawn.sharpened, partial(families.sharpen, factor=factor), x)
                 x = where_it_pays(drawn.blurred, families.blur, x, drawn.sigma)
-            scale, shift = (constant(values, x.device).view(3, 1, 1) for values in (self.scale, self.shift))
+            scale, shift = constant(self.normal, x.device).view(2, 3, 1, 1)
             torch.add(x.mul_(scale), shift, out=result)
             if self._does("erasing"):
                 result.mul_(families.outside(drawn.box, images.shape[2:]))
@@ -170,12 +174,12 @@ class Augment:
     def _does(self, stage: str) -> bool:
         return STAGES.index(self.stage) >= STAGES.index(stage)
 
-    def _draw_box(self, u: Tensor, size: tuple[int, int]) -> Tensor:
+    def _draw_box(self, u: Tensor, erased: Tensor, size: tuple[int, int]) -> Tensor:
         """Boxes [B, 4] to erase, the first of several tries that fits, as torchvision's RandomErasing draws them."""
-        s, limit = self.settings, constant(size, u.device, torch.float32).unsqueeze(1)
+        s, limit = self.settings, constant(((size[0],), (size[1],)), u.device)
         area, ratio = u[2 : 2 + s.erase_tries] * (size[0] * size[1]), u[2 + s.erase_tries :].exp()
         sides = torch.stack((area * ratio, area / ratio), dim=1).sqrt_().round_()  # [tries, 2, B]: height and width
-        fits = (sides < limit).all(1)
+        fits = (sides < limit).all(1).logical_and_(erased)
         first = fits & (fits.cumsum(0) == 1)
         sides = (sides * first.unsqueeze(1)).sum(0)
         start = (u[0:2] * (limit - sides + 1)).floor_()

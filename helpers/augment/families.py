@@ -9,6 +9,7 @@ can be captured in a graph after one warm-up call.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 
@@ -21,8 +22,11 @@ HALF = 0.5  # torchvision floors each grey pixel; half a level is what that take
 
 
 @cache
-def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A small constant on a device, copied there once: a copy per call would stall CUDA and break graph capture."""
+def constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A small constant, numbers or rows of them, on a device, copied there once.
+
+    A copy per call would stall CUDA and break graph capture.
+    """
     with torch.inference_mode(False):  # autograd may meet it too, whoever asks for it first
         return torch.tensor(values, dtype=dtype, device=device)
 
@@ -37,6 +41,11 @@ def centred(count: int, device: torch.device) -> Tensor:
     """The places of `count` pixels in a row, from their middle: float32 [count]."""
     with torch.inference_mode(False):
         return torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2
+
+
+def grey_of(levels: Tensor) -> Tensor:
+    """What torchvision's grey of levels [B, 3, N] is on average: [B, 1, N]. No matrix product: autocast would round."""
+    return (levels * constant(GREY, levels.device).unsqueeze(1)).sum(1, keepdim=True).sub_(HALF)
 
 
 def where_it_pays(needed: Tensor, operation: Callable[..., Tensor], x: Tensor, *numbers: Tensor) -> Tensor:
@@ -65,11 +74,12 @@ def each_its_own(which: Tensor, operations: Iterable[Callable[..., Tensor]], x: 
         for position, operation in enumerate(operations):
             x = where_it_pays(which == position, operation, x, *numbers)
         return x
-    which = which.clamp(-1, len(operations))
-    before, *counts, _ = torch.bincount(which + 1, minlength=len(operations) + 2).tolist()
+    found = Counter(which.tolist())
+    counts = [found[position] for position in range(len(operations))]
     if sum(counts) == 0:
         return x
-    rows = which.argsort()[before : before + sum(counts)]
+    before = sum(count for position, count in found.items() if position < 0)
+    rows = which.argsort().narrow(0, before, sum(counts))
     parts = zip(*(n.index_select(0, rows).split(counts) for n in (x, *numbers)), strict=True)
     changed = [operation(*part) for operation, part in zip(operations, parts, strict=True) if len(part[0])]
     return x.index_copy_(0, rows, torch.cat(changed))
@@ -97,26 +107,22 @@ def affine(numbers: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """The one matrix [..., 2, 3] that does `outer` to the image first and `inner` to the result."""
     both = outer[..., :2] @ inner
-    both[..., 2] += outer[..., 2]
+    both.select(-1, 2).add_(outer.select(-1, 2))
     return both
 
 
 def warp(x: Tensor, matrix: Tensor) -> Tensor:
     """Nearest-neighbour resampling of x [B, C, H, W] (any dtype) by `matrix` [B, 2, 3]; zeros from outside.
 
-    The coordinates go through the roundings of torchvision's affine grid and grid_sample, in their order, so that a
-    point exactly between two pixels, where rounding decides, goes to the same one.
+    The coordinates and their roundings are those of torchvision's affine grid, so that a point exactly between two
+    pixels, where rounding decides, goes to the same one.
     """
-    batch, channels, height, width = x.shape
-    half = constant((width / 2, height / 2), x.device)
+    height, width = x.shape[2:]
+    half = constant((width / 2, height / 2), x.device).unsqueeze(1)
     across, down = centred(width, x.device), centred(height, x.device).unsqueeze(1)
-    a, b, c = (matrix.float() / half[:, None])[..., None, None].unbind(2)  # each [B, 2, 1, 1]
+    a, b, c = (matrix.float() / half)[..., None, None].unbind(2)  # each [B, 2, 1, 1]
     grid = (a * across + b * down).add_(c)  # [B, 2, H, W] in [-1, 1]
-    column, row = grid.add_(1).mul_(half[:, None, None]).sub_(0.5).round_().unbind(1)
-    # A border of one zero pixel stands for everything outside: clamping replaces a mask over all pixels.
-    index = torch.add(column.clamp_(-1, width), row.clamp_(-1, height), alpha=width + 2).add_(width + 3).long()
-    source = F.pad(x, (1, 1, 1, 1)).flatten(2)
-    return source.gather(2, index.view(batch, 1, height * width).expand(-1, channels, -1)).view(x.shape)
+    return F.grid_sample(x.float(), grid.permute(0, 2, 3, 1), mode="nearest", align_corners=False).to(x.dtype)
 
 
 # Lookup table --------------------------------------------------------------------------------------------------------
@@ -132,8 +138,8 @@ def _brightness(table: Tensor, occurs: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(table: Tensor, occurs: Tensor, factor: Tensor) -> Tensor:
-    grey = (occurs * table).sum(2) @ constant(GREY, table.device) / occurs[:, 0].sum(1) - HALF
-    return torch.lerp(grey.view(-1, 1, 1), table, factor).clamp_(0, 255).floor_()
+    grey = grey_of((occurs * table).sum(2, keepdim=True) / occurs.sum(2, keepdim=True))
+    return torch.lerp(grey, table, factor).clamp_(0, 255).floor_()
 
 
 def _posterize(table: Tensor, occurs: Tensor, bits: Tensor) -> Tensor:
@@ -142,14 +148,14 @@ def _posterize(table: Tensor, occurs: Tensor, bits: Tensor) -> Tensor:
 
 
 def _solarize(table: Tensor, occurs: Tensor, threshold: Tensor) -> Tensor:
-    return ((table >= threshold) * 255.0).sub_(table).abs_()
+    return torch.where(table >= threshold, 255 - table, table)
 
 
 def _autocontrast(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
-    absent = (occurs == 0) * 512.0
-    darkest = (table + absent).amin(2, keepdim=True)
-    spread = (table - absent).amax(2, keepdim=True).sub_(darkest).mul_(1 / 255)
-    stretched = ((table - darkest) / spread).clamp_(0, 255).floor_()
+    absent = occurs == 0
+    darkest = table.masked_fill(absent, 255).amin(2, keepdim=True)
+    spread = table.masked_fill(absent, 0).amax(2, keepdim=True).sub_(darkest).mul_(1 / 255)
+    stretched = (table - darkest).div_(spread).clamp_(0, 255).floor_()
     return torch.where(spread > 0, stretched, table)
 
 
@@ -157,8 +163,9 @@ def _equalize(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
     level = table.long()
     after = histogram(level, occurs)
     below = after.cumsum(2).sub_(after)
-    step = (below * (after > 0)).amax(2, keepdim=True).div_(255).floor_()  # all pixels but those of the brightest level
-    spread = below.add_((step / 2).floor_()).div_(step.clamp(min=1)).floor_().clamp_(max=255)
+    most = below.masked_fill(after == 0, 0).amax(2, keepdim=True)  # all pixels but those of the brightest level
+    step = most.div_(255, rounding_mode="floor")
+    spread = below.add_((step / 2).floor_()).div_(step).floor_().clamp_(max=255)
     return torch.where(step > 0, spread.gather(2, level), table)  # too few levels to spread: left alone
 
 
@@ -207,11 +214,11 @@ def colour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) 
     """
     pixels = x.flatten(2)
     grey = constant(GREY, x.device)
-    mean = pixels.mean(2) @ grey - HALF
-    gain = (brightness * contrast).view(-1, 1, 1)
-    keep = saturation.view(-1, 1, 1)
-    mix = gain * (torch.eye(3, device=x.device) * keep + (1 - keep) * grey)
-    offset = (brightness * (1 - contrast) * mean - (1 - saturation) * HALF).view(-1, 1, 1)
+    as_it_is = constant(((1, 0, 0), (0, 1, 0), (0, 0, 1)), x.device)
+    brightness, contrast, saturation = (factor.view(-1, 1, 1) for factor in (brightness, contrast, saturation))
+    gain = brightness * contrast
+    mix = torch.lerp(grey, as_it_is, saturation).mul_(gain)
+    offset = (brightness - gain).mul_(grey_of(pixels.mean(2, keepdim=True))).sub_((1 - saturation).mul_(HALF))
     return torch.baddbmm(offset, mix, pixels).clamp_(0, 255).view(x.shape)
 
 
@@ -243,28 +250,32 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
 # Filter --------------------------------------------------------------------------------------------------------------
 
 
-def smooth(x: Tensor, side: Tensor) -> Tensor:
-    """The kernel (side, 1 - 2 side, side) [B] along both axes, without padding: [B, 3, H, W] -> [B, 3, H-2, W-2]."""
-    side, centre = per_image(side), per_image(1 - 2 * side)
-    for axis in (2, 3):
-        inner = x.shape[axis] - 2
-        middle = x.narrow(axis, 1, inner)
-        x = (x.narrow(axis, 0, inner) + x.narrow(axis, 2, inner)).mul_(side).addcmul_(middle, centre)
-    return x
+def smooth(x: Tensor, side: Tensor | float) -> Tensor:
+    """The kernel (side, 1, side), a number or [B, 1, 1], along both axes, without padding: a view [B, 3, H-2, W-2].
+
+    The rows lie end to end as one long row, along which torch is several times as fast as along many short ones. Values
+    around a seam mix the ends of two rows; they would belong to the border, which is left out.
+    """
+    width = x.shape[3]
+    x = x.flatten(2)
+    for step in (width, 1):
+        count = x.shape[2] - 2 * step
+        sides = x.narrow(2, 0, count) + x.narrow(2, 2 * step, count)
+        x = sides.mul_(side).add_(x.narrow(2, step, count))
+    return x.div_((1 + 2 * side) ** 2).unfold(2, width - 2, width)
 
 
 def sharpen(x: Tensor, factor: Tensor) -> Tensor:
     """Away from (factor > 1) or towards (< 1) the 3x3 mean with centre weight 5 of 13; the border stays. In place."""
     if min(x.shape[2:]) > 2:
-        inner = x[..., 1:-1, 1:-1]
-        inner.lerp_(smooth(x, torch.full_like(factor, 1 / 3)), per_image((1 - factor) * (9 / 13))).clamp_(0, 255)
-    return x
+        x[..., 1:-1, 1:-1].lerp_(smooth(x, 1.0), per_image((1 - factor) * (9 / 13)))
+    return x.clamp_(0, 255)
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur with a 3x3 kernel and mirrored borders, standard deviation `sigma` [B] in pixels."""
-    neighbour = (-0.5 / sigma**2).exp()
-    return smooth(F.pad(x, (1, 1, 1, 1), mode="reflect"), neighbour / (1 + 2 * neighbour))
+    side = (-0.5 / sigma**2).exp_().view(-1, 1, 1)
+    return smooth(F.pad(x, (1, 1, 1, 1), mode="reflect"), side)
 
 
 # Mask ----------------------------------------------------------------------------------------------------------------
@@ -272,7 +283,7 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 def outside(box: Tensor, size: tuple[int, int]) -> Tensor:
     """1 outside and 0 inside each image's box [B, 4] (top, left, height, width): float32 [B, 1, H, W]."""
-    place = torch.arange(max(size), device=box.device)
+    place = constant(tuple(range(max(size))), box.device)
     start, length = box.unsqueeze(2).split(2, dim=1)
     inside = ((place >= start) & (place < start + length)).float()
     return 1 - inside[:, :1, : size[0], None] * inside[:, 1:, None, : size[1]]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from helpers.augment import families
-from helpers.augment.families import GREY, HALF, constant
 from helpers.runtime import CourseError
 
 # Every operation that a policy may draw, by family. The code of an operation is its position here.
@@ -50,8 +49,8 @@ def tone_levels(x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def color_levels(x: Tensor, factor: Tensor) -> Tensor:
-    grey = (constant(GREY, x.device) @ x.flatten(2) - HALF).view(len(x), 1, *x.shape[2:])
-    return torch.lerp(grey, x, families.per_image(factor)).clamp_(0, 255).floor_()
+    pixels = x.flatten(2)
+    return torch.lerp(families.grey_of(pixels), pixels, factor.view(-1, 1, 1)).clamp_(0, 255).floor_().view(x.shape)
 
 
 def sharpen_levels(x: Tensor, factor: Tensor) -> Tensor:

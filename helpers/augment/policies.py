@@ -99,21 +99,22 @@ def sub_policies(policy: str, size: tuple[int, int]) -> tuple[tuple[tuple[str, f
 
 
 @cache
-def _outcomes(policy: str, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+def _outcomes(policy: str, size: tuple[int, int], device: torch.device) -> tuple[Tensor, ...]:
     """All that can be drawn, so that drawing is one reading of a table: N sub-policies and their 16 outcomes each.
 
     Returns thresholds [N, 4], under which a uniform number applies the first and the second slot and makes the
-    first and the second magnitude base - delta; and outcomes float64 [N * 16, 10], the four yes or no as binary
-    digits: the operations, their magnitudes, and the matrix of `geometry`.
+    first and the second magnitude base - delta; and for all outcomes, the four yes or no as binary digits: the
+    operations int64 [N * 16, 2], their magnitudes float32 and the matrix of `geometry`, float64 [N * 16, 2, 3].
     """
     slots = [[(ops.NAMES.index(name), *rest) for name, *rest in pair] for pair in sub_policies(policy, size)]
     code, probability, base, delta = torch.tensor(slots, dtype=torch.float32).unsqueeze(1).unbind(-1)  # [N, 1, 2] each
     yes = torch.tensor(list(product((0.0, 1.0), repeat=4)))  # [16, 4]
     op, magnitude = (code * yes[:, :2]).long(), base + delta * (1 - 2 * yes[:, 2:])  # position 0 is the identity
-    matrix = geometry(op.flatten(0, 1), magnitude.flatten(0, 1), size)
-    outcomes = torch.cat((op.flatten(0, 1), magnitude.flatten(0, 1), matrix.flatten(1)), dim=1)
+    empty = op[..., :1] == 0  # a lone operation moves to the first slot: fewer images have one in the second
+    op, magnitude = (torch.where(empty, slots.flip(-1), slots) for slots in (op, magnitude))
+    op, magnitude = op.flatten(0, 1), magnitude.flatten(0, 1)
     thresholds = torch.cat((probability.squeeze(1), torch.full_like(probability.squeeze(1), 0.5)), dim=1)
-    return thresholds.to(device), outcomes.to(device)
+    return tuple(table.to(device) for table in (thresholds, op, magnitude, geometry(op, magnitude, size)))
 
 
 def draw(policy: str, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,12 +123,11 @@ def draw(policy: str, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, T
     Returns the operations int64 [B, 2], positions in `ops.NAMES`; their magnitudes float32 [B, 2]; and the warps that
     can be done before everything else (all of AutoAugment's) as matrices float64 [B, 2, 3].
     """
-    thresholds, outcomes = _outcomes(policy, size, uniform.device)
+    thresholds, *outcomes = _outcomes(policy, size, uniform.device)
     sub_policy = (uniform[0] * len(thresholds)).long()
     yes = thresholds.index_select(0, sub_policy) > uniform[1:].T
     digits = (yes * constant((8, 4, 2, 1), uniform.device, torch.int64)).sum(1)
-    op, magnitude, matrix = outcomes.index_select(0, sub_policy * 16 + digits).split((2, 2, 6), dim=1)
-    return op.long(), magnitude.float(), matrix.unflatten(1, (2, 3))
+    return tuple(table.index_select(0, sub_policy * 16 + digits) for table in outcomes)
 
 
 def _pixels_read(op: Tensor) -> Tensor:

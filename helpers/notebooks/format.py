@@ -6,19 +6,35 @@ import base64
 import io
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 from PIL import Image
 
-from helpers.notebooks.run import NOTEBOOKS, Notebook, declared_parameters, execute, listing, opening, read, tags, write
+from helpers.notebooks.run import (
+    NOTEBOOKS,
+    Notebook,
+    choose,
+    declared_parameters,
+    execute,
+    listing,
+    opening,
+    plain,
+    read,
+    tags,
+    write,
+)
 from helpers.runtime import ROOT, CourseError
 
-TAGS = {"parameters", "navigation", "nbval-check-output", "nbval-ignore-output", "raises-exception"}
+TAGS = {"parameters", "navigation", "solution", "nbval-check-output", "nbval-ignore-output", "raises-exception"}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-MAX_BYTES, MIN_CELLS, MAX_CELLS, MAX_LINES = 300_000, 20, 60, 30
+HIDDEN = {"source_hidden": True, "outputs_hidden": True}  # what JupyterLab keeps folded of a solution
+MAX_BYTES, MIN_CELLS, MAX_CELLS, MAX_LINES, EXERCISES = 300_000, 20, 60, 30, 3
+SECTION = re.compile(r"^## +(.+?) *$", re.MULTILINE)
 SEE = re.compile(r"\*{0,2}What to see\W+(?=\w)")
 
 _MACHINE_PATH = re.compile(
@@ -27,35 +43,45 @@ _MACHINE_PATH = re.compile(
 
 
 def navigate(folder: Path = NOTEBOOKS) -> list[Path]:
-    """Put the navigation bar (previous, contents, next) first and last in each notebook; returns those rewritten."""
+    """Put the navigation bars (previous, contents, next; sections) around each notebook; returns those rewritten."""
     entries, rewritten = listing(folder), []
     for at, entry in enumerate(entries):
         notebook, metadata = read(entry.path), {"tags": ["navigation"]}
         body = [cell for cell in notebook.cells if "navigation" not in tags(cell)]
         ids = ("navigation-above", "navigation-below")
-        above, below = (new_markdown_cell(_bar(entries, at), id=name, metadata=metadata) for name in ids)
+        bars = zip(_bars(entries, at, body), ids, strict=True)
+        above, below = (new_markdown_cell(bar, id=name, metadata=metadata) for bar, name in bars)
         notebook.cells = [above, *body, below]
         if write(notebook, entry.path):
             rewritten.append(entry.path)
     return rewritten
 
 
-def _bar(entries: list[Notebook], at: int) -> str:
+def _bars(entries: list[Notebook], at: int, cells: list[NotebookNode]) -> tuple[str, str]:
+    """The bars above and below a notebook: previous, contents, next; and above, the sections of the notebook."""
     before, after = entries[max(at - 1, 0) : at], entries[at + 1 : at + 2]
     parts = [f"[← {entry.title}]({entry.path.name})" for entry in before]
     parts += [f"[Contents]({entries[0].path.name})" if at else "Contents"]
-    return " · ".join([*parts, *(f"[{entry.title} →]({entry.path.name})" for entry in after)])
+    bar = " · ".join([*parts, *(f"[{entry.title} →]({entry.path.name})" for entry in after)])
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    sections = " · ".join(f"[{title}](#{anchor(title)})" for title in SECTION.findall(text))
+    return f"{bar}\n\n{sections}" if sections else bar, bar
 
 
-def refresh(folder: Path = NOTEBOOKS) -> None:
+def anchor(heading: str) -> str:
+    """The fragment by which JupyterLab, GitHub and nbconvert find a heading: its text with `-` for each space."""
+    return quote(plain(heading).replace(" ", "-"))
+
+
+def refresh(folder: Path = NOTEBOOKS, only: Iterable[str] | None = None) -> None:
     """Bring the committed notebooks up to date in place: navigation, then outputs of one clean run, normalised.
 
-    Runs each with its defaults. Two refreshes with equal outputs write the same bytes. A notebook that fails stays as
-    it was; what ran is under out/refresh/.
+    Runs each, or those named or numbered in `only`, with its defaults. Two refreshes with equal outputs write the same
+    bytes. A notebook that fails stays as it was; what ran is under out/refresh/.
     """
     folder = Path(folder).resolve()
     navigate(folder)
-    for entry in listing(folder):
+    for entry in choose(only, folder):
         output = folder.parent / "out" / "refresh" / entry.path.name
         began = time.monotonic()
         execute(entry.path, output)
@@ -68,7 +94,8 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
     """The notebook without what differs from run to run or from machine to machine."""
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({"tags": tags(cell)} if tags(cell) else {})
+        kept = {"tags": tags(cell)} if tags(cell) else {}
+        cell.metadata = nbformat.from_dict(kept | ({"jupyter": HIDDEN} if "solution" in tags(cell) else {}))
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data.pop("text/plain", None)  # <Figure size 640x480 with 1 Axes>
@@ -105,28 +132,66 @@ def _frame_problems(path: Path, notebook: NotebookNode) -> list[str]:
     at = next((at for at, entry in enumerate(entries) if entry.path.name == path.name), None)
     if at is None:
         raise CourseError("The file is not named like 01_name.ipynb.")
-    bar = _bar(entries, at)
+    above, below = _bars(entries, at, [cell for cell in cells if "navigation" not in tags(cell)])
     bars = [(number, cell.source) for number, cell in enumerate(cells) if "navigation" in tags(cell)]
     counts = [cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     prose = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     profile = declared_parameters(path).get("profile")
-    exercises = re.search(r"^#+ .*Exercises", prose, re.MULTILINE)
+    exercises = next((at for at, cell in enumerate(cells) if cell.source.startswith("## Exercises")), None)
+    body = len(cells) if exercises is None else exercises
+    misplaced = "" if exercises is None else _exercise_problem(cells[exercises + 1 :])
+    solutions = sum("solution" in tags(cell) for cell in cells)
     rules = [
         (profile != "recorded", f"The default of `profile` is {profile!r}, not 'recorded'."),
-        (bars != [(0, bar), (len(cells) - 1, bar)], "The navigation bars are not up to date: run `make notebooks`."),
+        (bars != [(0, above), (len(cells) - 1, below)], "The navigation bars are out of date: run `make notebooks`."),
         (notebook.metadata.get("kernelspec") != KERNEL, "The kernel is not exactly python3, shown as 'Python 3'."),
         ("widgets" in notebook.metadata, "It stores the state of widgets."),
         (size > MAX_BYTES, f"It is {size / 1000:.0f} KB; at most {MAX_BYTES // 1000} KB are allowed."),
-        (not MIN_CELLS <= len(cells) <= MAX_CELLS, f"It has {len(cells)} cells, not {MIN_CELLS} to {MAX_CELLS}."),
+        (
+            not MIN_CELLS <= body <= MAX_CELLS,
+            f"It has {body} cells before its exercises, not {MIN_CELLS} to {MAX_CELLS}.",
+        ),
         (counts != [*range(1, len(counts) + 1)], f"The execution counts are not 1 to {len(counts)} in order."),
         (not entries[at].title, "The first cell after the navigation bar has no title heading."),
         (not entries[at].question, "The first cell after the bar does not state the Question, ending in a '?'."),
         ("Running time" not in start, "The first cell after the navigation bar does not state the Running time."),
-        (not exercises, "There is no heading Exercises."),
-        (exercises and prose.count("<details", exercises.end()) < 2, "Fewer than two exercises have <details>."),
+        (exercises is None, "There is no cell with the heading '## Exercises'."),
+        ("<details" in prose, "It folds text in <details>: a solution is a code cell tagged 'solution'."),
+        (misplaced, misplaced),
+        (
+            exercises is not None and not misplaced and solutions != EXERCISES,
+            f"It has {solutions} cells tagged 'solution', not {EXERCISES}, one below each exercise.",
+        ),
         (not re.search(r"^#+ .*References", prose, re.MULTILINE), "There is no heading References."),
     ]
     return [sentence for found, sentence in rules if found]
+
+
+def _exercise_problem(cells: list[NotebookNode]) -> str:
+    """What the cells below the heading Exercises are instead of three exercises, each followed by its solution."""
+    for number in range(1, EXERCISES + 1):
+        exercise, solution = [*cells, *[new_markdown_cell()] * 2 * EXERCISES][2 * number - 2 : 2 * number]
+        first, _, rest = solution.source.partition("\n")
+        if exercise.cell_type != "markdown" or not exercise.source.startswith(f"**{number}.** "):
+            return f"Exercise {number} is not a cell of text that starts with '**{number}.** ', in its place."
+        if solution.cell_type != "code" or "solution" not in tags(solution):
+            return f"Exercise {number} is not followed by a code cell tagged 'solution'."
+        if first.strip() != f"# Solution {number}" or not rest.strip():
+            return f"The solution of exercise {number} is not '# Solution {number}' and code below that line."
+        if not solution.metadata.get("jupyter", {}).get("source_hidden"):
+            return f"The solution of exercise {number} is not folded: set jupyter.source_hidden in its metadata."
+    return ""
+
+
+def explanation(cell: NotebookNode, below: NotebookNode | None) -> str:
+    """The 'What to see' of a cell's picture as plain text: in the text below or a solution's comments; '' if none."""
+    if "solution" in tags(cell):
+        text = re.sub(r"^# ?", "", cell.source, flags=re.MULTILINE)
+        start = SEE.search(text)
+    else:
+        text = below.source if below is not None and below.cell_type == "markdown" else ""
+        start = SEE.match(text)
+    return plain(text[start.end() :].split("\n\n")[0]) if start else ""
 
 
 def _cell_problems(cell: NotebookNode, below: NotebookNode | None) -> list[str]:
@@ -138,7 +203,6 @@ def _cell_problems(cell: NotebookNode, below: NotebookNode | None) -> list[str]:
     texts += [str(value) for bundle in bundles for mime, value in bundle.items() if not mime.startswith("image/")]
     shows = "\n".join(texts)
     unknown = sorted(set(tags(cell)) - TAGS)
-    explained = below is not None and below.cell_type == "markdown" and SEE.match(below.source)
     errors = [output.ename for output in outputs if output.output_type == "error"]
     rules = [
         (unknown, f"has an unknown tag: {unknown}"),
@@ -160,6 +224,9 @@ def _cell_problems(cell: NotebookNode, below: NotebookNode | None) -> list[str]:
             "image/png" in mimes and "nbval-check-output" in tags(cell),
             "compares its output, which is a picture: tag cells of text alone",
         ),
-        (code and "image/png" in mimes and not explained, "shows a picture, but no `*What to see:*` follows it"),
+        (
+            code and "image/png" in mimes and not explanation(cell, below),
+            "shows a picture, but no `*What to see:*` follows it",
+        ),
     ]
     return [sentence for found, sentence in rules if found]

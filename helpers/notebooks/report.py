@@ -1,9 +1,11 @@
-"""The report: the executed notebooks and what they reached, on one HTML page. Only formulas need the network."""
+"""The report: notebooks as one HTML page that needs nothing else: no network, no script, no file beside it."""
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
+import mimetypes
 import os
 import re
 from html import escape, unescape
@@ -11,106 +13,198 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from jinja2 import pass_context
+from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
+from pygments.formatters import HtmlFormatter
 
-from helpers.notebooks.format import SEE
-from helpers.notebooks.run import NOTEBOOKS, plain, read, tags
+from helpers.notebooks.format import SECTION, anchor, explanation
+from helpers.notebooks.run import NOTEBOOKS, listing, opening, plain, read, tags
 from helpers.runtime import CourseError, replacing, shown
 
-_STYLE = """<style>
-body.jp-Notebook { margin: 0; padding: 2rem 1.25rem 6rem; background: #fff; overflow: visible; }
-main { max-width: 56rem; margin: 0 auto; }
-section + section { margin-top: 3rem; padding-top: 1.5rem; border-top: 3px solid #ddd; }
-.jp-RenderedMarkdown table { margin-left: 0; margin-right: auto; }
-.jp-InputArea-editor, .jp-OutputArea-output { overflow-x: auto; }
-.up { margin-left: 79px; font: 13px var(--jp-content-font-family); }
-a { color: #0b57a4; text-decoration: none; } a:hover { text-decoration: underline; }
-@media (max-width: 48rem) { .jp-InputPrompt, .jp-OutputPrompt { display: none; } .up { margin-left: 0; } }
-</style></head>"""
-_UP = '<div class="up"><a href="#contents">↑ Contents</a></div>'
+TITLE = "An SE-ResNet under five million parameters, step by step"
+ABOUT = (
+    "The whole course on one page, made from the notebooks as they are stored: their numbers come from recorded runs, "
+    "and nothing was run to make this page. To run, change and test it, open the notebooks themselves."
+)
+
+_CELL = """{% extends 'lab/base.html.j2' %}
+{% block codecell %}{% if 'solution' in cell.metadata.tags %}<details><summary>Solution</summary>{{ super() }}</details>
+{% else %}{{ super() }}{% endif %}{% endblock %}
+{% block input %}<div class="jp-InputArea-editor">{{ cell.source | highlight_code }}</div>{% endblock %}"""
+# What latex2mathml reads only in a longer form: \mathcal{N}, large brackets of a named kind, ln with its space.
+_LONGER = (
+    (r"\\(mathcal|mathbb|mathrm) ?(\w)", r"\\\1{\2}"),
+    (r"\\[bB]igg?[lr]? *(?=\\)", ""),
+    (r"\\(ln|log|cos) +(?=[\w\\])", r"\\\1\\,"),
+)
+
+
+def course_report(path: Path, folder: Path = NOTEBOOKS) -> Path:
+    """Write the notebooks of `folder`, as they are stored, to `path`. Runs nothing. CourseError if there are none."""
+    pages = {entry.name: read(entry.path) for entry in listing(folder)}
+    questions = {entry.name: entry.question for entry in listing(folder)}
+    _write(Path(path), TITLE, "\n".join([f"# {TITLE}", "", ABOUT, "", *_contents(pages, questions)]), pages, folder)
+    return Path(path)
 
 
 def rebuild_report(out_dir: Path, folder: Path = NOTEBOOKS) -> Path:
     """Write report.html from summary.json and the executed notebooks in `out_dir`; CourseError if there are none.
 
-    Links between notebooks become anchors, and a figure's alt text is the 'What to see' below it. `folder` is what
-    relative links in the notebooks start from.
+    `folder` is what relative links in the notebooks start from.
     """
-    out_dir = Path(out_dir).resolve()
-    if not (out_dir / "summary.json").exists():
+    out_dir, path = Path(out_dir).resolve(), Path(out_dir).resolve() / "summary.json"
+    if not path.exists():
         raise CourseError(f"There is no summary.json in {shown(out_dir)}: run `python -m helpers reproduce` first.")
     try:
-        summary = json.loads((out_dir / "summary.json").read_text(encoding="utf-8"))
-        cells = [new_markdown_cell(_contents(summary))]
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        records = summary["notebooks"]
+        pages = {name: read(out_dir / f"{name}.ipynb") for name in records}
+        questions = {name: record["question"] for name, record in records.items()}
+        head = "\n".join([*_results(summary), "", *_contents(pages, questions)])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CourseError(
-            f"{shown(out_dir / 'summary.json')} is damaged ({type(error).__name__}): run `python -m helpers reproduce` "
-            "again."
+            f"{shown(path)} is damaged ({type(error).__name__}): run `python -m helpers reproduce` again."
         ) from error
-    contents = new_notebook(cells=cells, metadata={"title": "Course report"})
-    pages = {"contents": contents} | {name: read(out_dir / f"{name}.ipynb") for name in summary["notebooks"]}
-
-    def address(match: re.Match) -> str:
-        """The address of a link or picture on page `name`, as it must be on the one page."""
-        start, target = match[1], unquote(unescape(match[2]))
-        file, _, fragment = target.partition("#")
-        owner = Path(file).stem if file else name
-        if owner in pages and file in ("", f"{owner}.ipynb"):
-            target = f"#{owner}-{fragment}" if fragment else f"#{owner}"
-        elif not os.path.exists(folder / file):  # on the network, or an embedded picture
-            return match[0]
-        else:
-            target = os.path.relpath(folder / file, out_dir)
-        return f'{start}{escape(target)}"'
-
-    exporter = HTMLExporter(log=logging.Logger("quiet", logging.CRITICAL))
-    head, sections = "", []
-    for name, notebook in pages.items():
-        before, _, body = exporter.from_notebook_node(_prepared(notebook))[0].partition("<main>")
-        head = head or before
-        body = re.sub(r'(<(?:h[1-6]|div)\b[^>]*? id=")', rf"\g<1>{name}-", body.rpartition("</main>")[0])
-        body = re.sub(r'(<(?:a|img)\b[^>]*? (?:href|src)=")([^"]*)"', address, body)
-        sections.append(f'<section id="{name}">{_UP if notebook is not contents else ""}{body}</section>')
-    head = re.sub("<script.*?</script>", _script, head, flags=re.DOTALL).replace("</head>", _STYLE)
-    with replacing(out_dir / "report.html") as temporary:
-        temporary.write_text(f"{head}<main>{''.join(sections)}</main></body></html>\n", encoding="utf-8")
+    _write(out_dir / "report.html", "Course report", head, pages, folder)
     return out_dir / "report.html"
 
 
-def _script(match: re.Match) -> str:
-    """MathJax, without waiting for the network; no script for widgets or diagrams, which the notebooks have none of."""
-    return match[0].replace("<script src", "<script async src") if "mathjax" in match[0].lower() else ""
+def _write(path: Path, title: str, head: str, pages: dict[str, NotebookNode], folder: Path) -> None:
+    """One page: contents at the side, then a section each for the head, in Markdown, and for the notebooks."""
+    folder, menu = Path(folder).resolve(), []
+    for name, notebook in pages.items():
+        sections = "".join(f'<li><a href="#{name}-{escape(unquote(to))}">{escape(text)}</a></li>'
+                           for text, to in _sections(notebook))  # fmt: skip
+        menu.append(f'<li><a href="#{name}">{escape(_title(notebook) or name)}</a><ul>{sections}</ul></li>')
+
+    def address(match: re.Match) -> str:
+        """The address of a link or picture in notebook `name`, as it must be on the one page."""
+        start, target = match[1], unquote(unescape(match[2]))
+        file, _, fragment = target.partition("#")
+        owner = Path(file).stem if file else name
+        if owner in contents and file in ("", f"{owner}.ipynb"):
+            target = f"#{owner}-{fragment}" if fragment else f"#{owner}"
+        elif not os.path.isfile(folder / file):  # on the network, embedded already, or missing
+            return match[0]
+        elif start.startswith("<img"):
+            target = f"data:{mimetypes.guess_type(file)[0]};base64,{_base64(folder / file)}"
+        else:
+            target = os.path.relpath(folder / file, path.parent)
+        return f'{start}{escape(target)}"'
+
+    def target(match: re.Match) -> str:
+        """The id of a heading or cell of notebook `name`, unlike any other's."""
+        return f'{match[1]}{name}-{escape(unquote(unescape(match[2])))}"'
+
+    exporter, bodies = _Exporter(raw_template=_CELL, log=logging.Logger("quiet", logging.CRITICAL)), []
+    contents = {"contents": new_notebook(cells=[new_markdown_cell(head)])} | pages
+    for name, notebook in contents.items():
+        body = exporter.from_notebook_node(_prepared(notebook))[0]
+        body = re.sub(r'(<(?:h[1-6]|div)\b[^>]*? id=")([^"]*)"', target, body)
+        body = re.sub(r'(<(?:a|img)\b[^>]*? (?:href|src)=")([^"]*)"', address, body)
+        up = '<a class="up" href="#contents">↑ Contents</a>' if name in pages else ""
+        bodies.append(f'<section id="{name}">{up}{body}</section>')
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>\n{_style()}</style>\n</head>\n'
+        f'<body>\n<nav aria-label="Contents"><ul><li><a href="#contents">Contents</a></li>{"".join(menu)}</ul></nav>\n'
+        f"<main>{''.join(bodies)}</main>\n</body>\n</html>\n"
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+class _Renderer(IPythonRenderer):
+    """Formulas as MathML, which browsers draw by themselves."""
+
+    def inline_math(self, body: str) -> str:
+        return _formula(body, "inline")
+
+    def block_math(self, body: str) -> str:
+        return f'<span class="formula">{_formula(body, "block")}</span>'
+
+
+class _Exporter(HTMLExporter):
+    @pass_context
+    def markdown2html(self, context: Any, source: str) -> str:
+        attachments = context.get("cell", {}).get("attachments", {})
+        return MarkdownWithMath(_Renderer(escape=False, attachments=attachments)).render(source)
+
+
+def _formula(tex: str, display: str) -> str:
+    """LaTeX as MathML; what the converter does not know stays as it was written."""
+    longer = tex
+    for pattern, replacement in _LONGER:
+        longer = re.sub(pattern, replacement, longer)
+    try:
+        formula = convert(longer, display=display)
+    except Exception:  # it has no base class of its own
+        formula = "\\"
+    return f'<code class="tex">{escape(tex)}</code>' if "\\" in formula else formula
+
+
+def _style() -> str:
+    """The style sheet beside this file, and the colours of code, for a light and a dark page."""
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("xcode", "github-dark"))
+    own = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+    colours = "\n".join([light, "@media screen and (prefers-color-scheme: dark) {", dark, "}"])
+    return f"{colours}\n{own}"
 
 
 def _prepared(notebook: NotebookNode) -> NotebookNode:
-    """Without navigation bars, and each figure with the 'What to see' below it as alt text."""
+    """Without navigation bars, and each picture with the 'What to see' below it as alt text."""
     notebook.cells = [cell for cell in notebook.cells if "navigation" not in tags(cell)]
-    for cell, below in zip(notebook.cells, notebook.cells[1:], strict=False):
-        seen = SEE.match(below.source)
-        for output in cell.get("outputs", []) if seen else []:
+    for cell, below in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
+        for output in cell.get("outputs", []):
             if picture := output.get("data", {}).get("image/png"):
-                alt = escape(plain(below.source[seen.end() :].split("\n\n")[0]))
-                output.data["text/html"] = f'<img alt="{alt}" src="data:image/png;base64,{picture.strip()}">'
+                alt = escape(explanation(cell, below) or "A picture that the text around it explains")
+                source = f"data:image/png;base64,{picture.strip()}"
+                output.data = {"text/html": f'<div class="jp-RenderedImage"><img alt="{alt}" src="{source}"></div>'}
     return notebook
 
 
-def _contents(summary: dict[str, Any]) -> str:
-    """The head of the report, in Markdown: contents with the questions, state of each notebook, results."""
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _title(notebook: NotebookNode) -> str:
+    found = re.search(r"^# +(.+?) *$", opening(notebook), re.MULTILINE)
+    return plain(found[1]) if found else ""
+
+
+def _sections(notebook: NotebookNode) -> list[tuple[str, str]]:
+    """(text, fragment) of each heading of the second level."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return [(plain(heading), anchor(heading)) for heading in SECTION.findall(text)]
+
+
+def _contents(pages: dict[str, NotebookNode], questions: dict[str, str]) -> list[str]:
+    """Markdown: the notebooks with their questions and sections."""
+    lines = ["## Contents", ""]
+    for name, notebook in pages.items():
+        sections = " · ".join(f"[{escape(text)}]({name}.ipynb#{to})" for text, to in _sections(notebook))
+        title = f"**[{escape(_title(notebook) or name)}]({name}.ipynb)**"
+        lines.append(f'- {title} {escape(questions[name])}<small class="sections"><br>{sections}</small>')
+    return lines
+
+
+def _results(summary: dict[str, Any]) -> list[str]:
+    """Markdown: what was run, the state of each notebook, and what they reached."""
 
     def row(*cells: Any) -> str:
         return "| " + " | ".join(escape(str(cell)).replace("|", "&#124;") for cell in cells) + " |"
 
     about = [f"profile {summary['profile']}", summary["data_source"], summary["state"], f"{summary['seconds']:.0f} s"]
-    lines = ["# Course report", "", escape(" · ".join(filter(None, about))), "", "## Contents", ""]
-    for name, record in summary["notebooks"].items():
-        lines.append(f"- [{record['title']}]({name}.ipynb)<br>{escape(record['question'])}")
+    lines = ["# Course report", "", escape(" · ".join(filter(None, about))), ""]
+    if summary["results"]:
+        lines += ["## Results", "", row("From", "Quantity", "Value"), "|:---|:---|:---|"]
+    for name, found in summary["results"].items():
+        lines += [row(name, key, value) for key, value in (found if isinstance(found, dict) else {"": found}).items()]
     lines += ["", "## Summary", "", row("Notebook", "Seconds", "State"), "|:---|---:|:---|"]
     for name, record in summary["notebooks"].items():
         lines.append(row(name, record["seconds"], record.get("error", record["state"])))
-    if summary["results"]:
-        lines += ["", "## Results", "", row("From", "Quantity", "Value"), "|:---|:---|:---|"]
-    for name, found in summary["results"].items():
-        lines += [row(name, key, value) for key, value in (found if isinstance(found, dict) else {"": found}).items()]
-    return "\n".join(lines)
+    return lines

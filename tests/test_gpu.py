@@ -1,0 +1,132 @@
+"""What happens on a GPU machine, rehearsed without one: a Python without notebook packages, a stop, the way home."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from helpers import runs
+from helpers.runtime import ROOT
+
+# Each argument is a command, as JSON. No notebook package can be imported, and `paper` is a run of seconds.
+BARE = """
+import json, sys
+from importlib.abc import MetaPathFinder
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in "IPython ipykernel jupyterlab nbclient nbconvert nbformat nbval papermill".split():
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Missing())
+import torch
+torch.set_num_threads(1)
+from helpers import __main__, recipe
+for name, epochs in (("paper", 30), ("paper-none", 2)):
+    recipe.RECIPES[name] = recipe.Recipe(name, blocks=(1, 1), width=8, reduction=2, epochs=epochs, batch_size=40,
+                                         warmup_epochs=1, train_size=200, val_size=100, mixup_alpha=1.0)
+for command in sys.argv[1:]:
+    sys.argv = ["helpers", *json.loads(command)]
+    try:
+        __main__.main()
+    except SystemExit as stop:
+        if stop.code:
+            raise
+"""
+
+
+def bare(*commands):
+    environment = {**os.environ, "CIFAR10_ROOT": "/nonexistent/cifar"}
+    arguments = [json.dumps([*map(str, command), "--stand-in"]) for command in commands]
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", BARE, *arguments], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
+    )  # fmt: skip
+
+
+def test_train_stop_resume_evaluate_pack_and_bring_home(tmp_path):
+    there, home, archive = tmp_path / "there", tmp_path / "home", tmp_path / "gpu.zip"
+    train = ("train", "--recipe", "paper", "--seeds", 2, "--root", there)
+    stopped = bare(train)
+    for line in stopped.stdout:
+        if line.startswith("paper/0 epoch   2/30"):
+            stopped.send_signal(signal.SIGTERM)
+            break
+    said = stopped.communicate(timeout=60)[1]
+    assert stopped.returncode == 143, said
+    assert said.startswith("error: Stopped by SIGTERM (paper/0 after epoch") and said.count("\n") == 1
+    assert not list(there.rglob("run.json"))
+
+    again = bare(
+        train, ("sweep", "paper-none", "--seeds", 1, "--root", there),
+        ("evaluate", there / "paper" / "1", "--corruptions", 20, "--out", tmp_path / "out"),
+    )  # fmt: skip
+    out, said = again.communicate(timeout=200)
+    assert again.returncode == 0, said
+    lines = out.splitlines()
+    assert not any(line.startswith("paper/0 epoch   1/30") for line in lines), "it goes on, and does not start over"
+    assert [line.split(" on ")[0] for line in lines if ": validation" in line][:2] == ["paper/0", "paper/1"]
+    shift = pd.read_csv(there / "paper" / "1" / "shift.csv")
+    assert set(shift.severity) == {0, 1, 2, 3, 4, 5} and set(shift["count"]) == {20}
+    assert {"agreement", "ATC", "DoC"} == set(pd.read_csv(there / "paper" / "1" / "estimates.csv").method)
+
+    result = subprocess.run([sys.executable, "-m", "helpers", "runs", "export", archive, "--root", there],
+                            capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+    assert result.returncode == 0 and result.stdout.endswith("gpu.zip: 0.2 MB\n"), result
+    brought = bare(("runs", "import", archive, "--root", home))
+    out, said = brought.communicate(timeout=100)
+    assert brought.returncode == 0, said
+    assert [line.split(":")[0] for line in out.splitlines()] == ["paper-none/0", "paper/0", "paper/1"]
+    assert out.count("best weights, here") == 3 and out.count("trained on stand-in") == 3
+    for path in (path for path in there.rglob("*") if path.suffix in (".json", ".csv", ".txt")):
+        assert (home / path.relative_to(there)).read_bytes() == path.read_bytes()
+    assert {path.name for path in home.iterdir()} == {"paper", "paper-none"}
+    assert list(runs.load(home).seed) == [0, 1, 0]
+    with pytest.warns(UserWarning, match="Left out, since the recipe of that name has changed"):
+        assert runs.current(runs.load(home)).empty, "a rehearsal is never taken for the paper's run"
+
+
+STUB = """#!/bin/sh
+echo "$@" >> log
+case "$*" in
+-c*) echo paper-none paper-mixup ;;
+*bench*) mkdir -p data/bench && touch data/bench/train.csv ;;
+*--recipe*) mkdir -p out/paper/runs/paper/0 out/paper/runs/paper/1; [ -e patient ] || { touch patient; sleep 60; } ;;
+*paper-none*) mkdir -p out/paper/runs/paper-none/0 ;;
+*corruptions*) touch "$4/test_correct.txt" ;;
+*competition-like) touch data/competition-like.pkl ;;
+esac
+"""
+
+
+def test_the_script_for_a_gpu_goes_on_where_it_was_stopped(tmp_path):
+    """Its order and its stop, with a stand-in for Python that writes down what it is asked."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "gpu").write_text((ROOT / "scripts" / "gpu").read_text())
+    (tmp_path / "python").write_text(STUB)
+    (tmp_path / "python").chmod(0o755)
+    call = ["timeout", "5", "bash", "scripts/gpu", "--set", "epochs=2"]
+    environment = {**os.environ, "PYTHON": str(tmp_path / "python")}
+    first = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert first.returncode == 124, first
+    assert (tmp_path / "log").read_text().splitlines()[-1].startswith("-m helpers train --recipe paper --seeds 5")
+    (tmp_path / "log").unlink()
+    call[1] = "60"
+    second = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0 and second.stdout.startswith("all done"), second
+    said = (tmp_path / "log").read_text().splitlines()
+    assert [line.removeprefix("-m helpers ") for line in said if line.startswith("-m")] == [
+        "fetch",
+        "train --recipe paper --seeds 5 --root out/paper/runs --set epochs=2",
+        "train paper-none --seeds 3 --root out/paper/runs --set epochs=2",
+        "train paper-mixup --seeds 3 --root out/paper/runs --set epochs=2",
+        *(f"evaluate out/paper/runs/{run} --corruptions 10000" for run in ("paper-none/0", "paper/0", "paper/1")),
+        "distort competition-like",
+        "evaluate out/paper/runs/paper/0 --data data/competition-like.pkl",
+        "runs export out/paper/paper.zip out/paper/runs/paper/0 out/paper/runs/paper/1 --split-mb 16",
+        "runs export out/paper/ladder.zip out/paper/runs/paper-none/0 --weights none",
+    ]
