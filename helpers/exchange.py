@@ -31,7 +31,7 @@ LIMITS = {**dict.fromkeys(RECORDS, 2**20), **dict.fromkeys(WEIGHTS.values(), 2**
 LARGEST, MOST = 2**31, 4_000  # bytes unpacked, and files, of one archive
 HAIR = 0.002  # of accuracy: what half precision and another device's rounding may cost
 
-_NAME = re.compile(r"([a-z0-9_-]+/(?:0|[1-9][0-9]*))/([a-z_.]+)", re.ASCII)
+_NAME = re.compile(r"([a-z0-9_-][a-z0-9_.-]*/(?:0|[1-9][0-9]*))/([a-z_.]+)", re.ASCII)
 
 # What the tables beside a record hold, as far as anything here reads them: the values or (lowest, highest) of a column.
 _SHARE, _LOSS, _KINDS = (0, 1), (0, 1e9), ["clean", *distort.KINDS]
@@ -233,6 +233,12 @@ def _check(folder: Path, label: str, recorded: bool, stand_in: bool) -> list[str
             _check_table(folder / name)
     _check_history(pd.read_csv(folder / "history.csv"), record)
     _check_test(test, folder / "test_correct.txt")
+    if "corrupted" in record and (folder / "shift.csv").exists():
+        again = evaluate.corrupted(pd.read_csv(folder / "shift.csv"))
+        if {**again, "accuracy": None} != {**record["corrupted"], "accuracy": None} or (
+            abs(again["accuracy"] - record["corrupted"]["accuracy"]) > 1e-5
+        ):
+            raise CourseError("its shift.csv and its accuracy on distorted images differ")
     for which, name in WEIGHTS.items():
         if (folder / name).exists():
             _check_shapes(folder / name, network)

@@ -76,7 +76,7 @@ def test_train_stop_resume_evaluate_pack_and_bring_home(tmp_path):
 
     result = subprocess.run([sys.executable, "-m", "helpers", "runs", "export", archive, "--root", there],
                             capture_output=True, text=True, cwd=ROOT)  # fmt: skip
-    assert result.returncode == 0 and result.stdout.endswith("gpu.zip: 0.2 MB\n"), result
+    assert result.returncode == 0 and result.stdout.endswith("gpu.zip: 0.1 MB\n"), result
     brought = bare(("runs", "import", archive, "--root", home))
     out, said = brought.communicate(timeout=100)
     assert brought.returncode == 0, said
