@@ -329,7 +329,7 @@ FAULTS = {
     "address": (add_output("display_data", data={"text/plain": "<a.B object at 0x7f00aa>"}), "address"),
     "too large": (set_source(6, "word " * 70_000), "at most 300 KB"),
     "too few cells": (lambda nb: [nb.cells.pop(5) for _ in range(3)], "has 19 cells before its exercises"),
-    "too many cells": (lambda nb: [nb.cells.insert(5, new_markdown_cell("x")) for _ in range(39)], "61 cells"),
+    "too many cells": (lambda nb: [nb.cells.insert(5, new_markdown_cell("x")) for _ in range(43)], "65 cells"),
     "long cell": (set_source(3, "x = 1\n" * 31), "more than 30 lines of code"),
     "to do": (set_source(6, "TODO: write"), "still has something to do"),
     "picture unexplained": (lambda nb: nb.cells[3].outputs.append(picture()), "no `*What to see:*` follows"),
