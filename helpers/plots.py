@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
 from helpers.data import BANNER, STAND_IN
-from helpers.model import BasicBlock, SEBlock, count_parameters
+from helpers.model import BasicBlock, count_parameters
 from helpers.runtime import replacing
 
 # Wong 2011 as seaborn orders it: told apart by readers with any common colour vision. Lines also differ in dash and
@@ -274,20 +274,22 @@ def _describe(module: nn.Module, row: Any) -> str:
     return f"average pool\nto {'×'.join(map(str, row.shape[1:]))}"
 
 
-def excitations(model: nn.Module, images: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
-    """Mean weight that each channel of the last SE block gets from each class; images normalised float."""
-    block = [module for module in model.modules() if isinstance(module, SEBlock)][-1]
-    weights: list[Tensor] = []
-    hook = block.fc2.register_forward_hook(lambda module, inputs, output: weights.append(output.float().sigmoid()))
-    with torch.no_grad():
-        model.eval()(images)
-    hook.remove()
-    means = np.stack([weights[0][labels == c].mean(0).cpu().numpy() for c in range(len(classes))])
-    order = means.std(0).argsort()[::-1][:40]
-    figure, axis = new(height=3.0)
-    sns.heatmap(means[:, order], ax=axis, cmap="cividis", vmin=0, vmax=1, yticklabels=list(classes), xticklabels=False,
-                cbar_kws={"label": "weight"})  # fmt: skip
-    axis.set(xlabel="the 40 channels of the last block whose weights differ most between classes")
+def excitations(gates: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str], title: str) -> Figure:
+    """Mean gate of a channel for each class, a panel an SE block; at most 40 channels, those that differ most first.
+
+    gates: name -> [images, channels] in [0, 1]; labels int64 [images]. A class without images has no row.
+    """
+    present = labels.unique().tolist()
+    figure, axes = new(1, len(gates), width=8.8, height=0.22 * len(present) + 1.3, squeeze=False)
+    _head(figure, title)
+    for at, (axis, (name, values)) in enumerate(zip(axes[0], gates.items(), strict=True), 1):
+        means = np.stack([values[labels == c].mean(0).cpu().numpy() for c in present])
+        order = means.std(0).argsort()[::-1][:40]
+        sns.heatmap(means[:, order], ax=axis, cmap="cividis", vmin=0, vmax=1, xticklabels=False, cbar=at == len(gates),
+                    yticklabels=[classes[c] for c in present] if at == 1 else False,
+                    cbar_kws={"label": "gate"})  # fmt: skip
+        axis.set(xlabel=f"{len(order)} of {means.shape[1]} channels", title=name)
+        axis.tick_params(axis="y", rotation=0)
     return figure
 
 
@@ -497,6 +499,30 @@ def diagonal(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
     return figure
 
 
+def reliability(panels: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], title: str, least: int = 20) -> Figure:
+    """Confidence against accuracy, a panel a set of images, a line a name through the means over its runs.
+
+    panels: set -> name -> tables of helpers.evaluate.reliability, one a run, their `bin` told by `low`. The band goes
+    from the lowest to the highest run. Bins in which a run has fewer than `least` images are left out: they are noise.
+    """
+    figure, axes = new(1, len(panels), width=8.8, height=3.8, sharex=True, sharey=True, squeeze=False)
+    _head(figure, title)
+    for axis, (name, lines) in zip(axes[0], panels.items(), strict=True):
+        axis.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=1.2)
+        for i, (label, tables) in enumerate(lines.items()):
+            bins = pd.concat(tables).groupby("low")
+            spread = bins.agg(x=("confidence", "mean"), mean=("accuracy", "mean"), low=("accuracy", "min"),
+                              high=("accuracy", "max"), fewest=("count", "min"), runs=("count", "size"))  # fmt: skip
+            spread = 100 * spread[(spread.fewest >= least) & (spread.runs == len(tables))]
+            axis.plot(spread.x, spread["mean"], linestyle=DASHES[i % 7], marker=MARKERS[i % 7], color=PALETTE[i % 10],
+                      label=label, linewidth=1.4, markersize=4)  # fmt: skip
+            axis.fill_between(spread.x, spread.low, spread.high, color=PALETTE[i % 10], alpha=0.2, linewidth=0)
+        axis.set(title=name, xlabel="confidence, %", xlim=(0, 100), ylim=(0, 100), aspect="equal")
+    axes[0][0].set_ylabel("right, %")
+    axes[0][0].legend(frameon=False, loc="upper left", fontsize=8)
+    return figure
+
+
 def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
     """Predicted against true accuracy on known distortions, a panel a method with its error and the line of equals.
 
@@ -563,15 +589,17 @@ def histograms(
 def fields(
     maps: Mapping[str, Sequence[Sequence[float]]], points: Tensor, labels: Tensor, extent: Sequence[float], label: str
 ) -> Figure:
-    """Maps [H, W] over the plane side by side, values in [0, 1], with the line at one half and two classes of points.
+    """Maps [H, W] over the plane side by side, values in [0, 1], NaN where there is none, and two classes of points.
 
-    extent: left, right, bottom, top; row 0 of a map is at the bottom. The classes differ in colour and marker.
+    The line is at one half, the dashed ones are at 10 and 90 %. extent: left, right, bottom, top; row 0 of a map is at
+    the bottom. The classes differ in colour and marker.
     """
     figure, axes = new(1, len(maps), width=8.8, height=3.2, sharey=True, squeeze=False)
     for axis, (title, values) in zip(axes[0], maps.items(), strict=True):
         picture = axis.imshow(values, extent=extent, origin="lower", cmap="cividis", vmin=0, vmax=1, aspect="auto",
                               interpolation="bilinear")  # fmt: skip
-        axis.contour(values, levels=[0.5], extent=extent, origin="lower", colors="white", linewidths=1.5)
+        axis.contour(values, levels=[0.1, 0.5, 0.9], extent=extent, origin="lower", colors="white",
+                     linewidths=[0.8, 1.8, 0.8], linestyles=["--", "-", "--"])  # fmt: skip
         for c, (marker, colour) in enumerate((("o", "white"), ("^", "black"))):
             x, y = points[labels == c].T.cpu().numpy()
             axis.scatter(x, y, s=12, marker=marker, c=colour, edgecolors="0.3", linewidths=0.4)

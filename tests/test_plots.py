@@ -19,11 +19,10 @@ from colorspacious import cspace_convert, deltaE
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from torch import nn
 
 from helpers import plots
 from helpers.data import CIFAR10, CLASSES, STAND_IN, draw_stand_in
-from helpers.model import SEBlock, SEResNet
+from helpers.model import SEResNet
 from helpers.runtime import CourseError
 
 LAYOUTS = [(1,), (1, 2), (2, 1, 1), (1, 1, 2, 3), (3, 3, 4, 3)]
@@ -61,6 +60,9 @@ SHARES = pd.DataFrame(
     ["clean", "shot_noise", "contrast"],
 )
 
+GATES = {"early": torch.rand(40, 3, generator=torch.manual_seed(0)), "late": torch.rand(40, 50)}
+BINS = pd.DataFrame({"low": [0.2, 0.8], "confidence": [0.25, 0.9], "accuracy": [0.3, 0.8], "count": [5, 50]})
+
 # One call of every public function that makes a figure; a test below says so when one is missing.
 EXAMPLES = {
     "images": lambda: plots.images([DRAWN.images[:3], DRAWN.images[3:5]], ["one", "two"], ["x", "y", "z"]),
@@ -68,13 +70,16 @@ EXAMPLES = {
     "class_counts": lambda: plots.class_counts({"train": range(10, 20), "test": range(10)}, CLASSES),
     "channel_histograms": lambda: plots.channel_histograms(DRAWN.images),
     "architecture": lambda: plots.architecture(net()),
-    "excitations": lambda: plots.excitations(net(), DRAWN.images / 255, DRAWN.labels, CLASSES),
+    "excitations": lambda: plots.excitations(GATES, DRAWN.labels, CLASSES, "title"),
+    "reliability": lambda: plots.reliability({"clean": {"a": [BINS, BINS.assign(accuracy=0.6)]}}, "title"),
     "curves": lambda: plots.curves({"a": [history(0), history(1)], "b": [history(2)]}, "val_loss", "title", "nats"),
     "lines": lambda: plots.lines({"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])}, "title", "x", "y"),
     "pairs": lambda: plots.pairs(DRAWN.images[:7], DRAWN.images[7:14], [f"0.{i}" for i in range(7)], columns=3),
     "forest": lambda: plots.forest(SHIFT, "title"),
     "spectra": lambda: plots.spectra({"a": SPECTRUM, "b": SPECTRUM.assign(power=SPECTRUM.power / 2)}, "title"),
     "shares": lambda: plots.shares(SHARES, "title"),
+    "answers": lambda: plots.answers(DRAWN.images[:2], torch.eye(10)[:2], CLASSES, ["one", "two"], "title"),
+    "interval_panels": lambda: plots.interval_panels({"clean, %": ROWS, "distorted, %": ROWS}, "title"),
     "intervals": lambda: plots.intervals(ROWS, "title"),
     "confusion": lambda: plots.confusion(np.arange(1, 101).reshape(10, 10), CLASSES),
     "heat": lambda: plots.heat(pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4]}, ["p", "q"]), "title", "share"),
@@ -268,21 +273,16 @@ def test_the_architecture_names_every_count(blocks):
     assert len(arrows) == len(blocks) - 1, "a dashed skip for every stage that changes the shape"
 
 
-def test_excitations_are_the_mean_weights_of_each_class():
-    model, x = net((1, 1)), DRAWN.images / 255
-    last = [module for module in model.modules() if isinstance(module, SEBlock)][-1]
-    inputs = []
-    hook = last.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
-    with torch.no_grad():
-        model.eval()(x)
-        hidden = nn.functional.linear(inputs[0].mean((2, 3)), last.fc1.weight, last.fc1.bias).relu()
-        weights = nn.functional.linear(hidden, last.fc2.weight, last.fc2.bias).sigmoid().numpy()
-    hook.remove()
-    means = np.stack([weights[DRAWN.labels.numpy() == c].mean(0) for c in range(10)])
-    drawn = plots.excitations(model, x, DRAWN.labels, CLASSES).axes[0].collections[0].get_array()
-    drawn = np.asarray(drawn).reshape(10, -1)
-    np.testing.assert_allclose(np.sort(drawn, axis=1), np.sort(means, axis=1), rtol=1e-5)
-    assert (np.diff(drawn.std(0)) <= 1e-7).all(), "the channels that differ most come first"
+def test_excitations_are_the_mean_gates_of_each_class_that_is_there():
+    labels = torch.arange(40) % 3
+    panels = plots.excitations(GATES, labels, CLASSES, "title").axes
+    for axis, (name, values) in zip(panels, GATES.items(), strict=False):
+        drawn = np.asarray(axis.collections[0].get_array()).reshape(3, -1)
+        means = np.stack([values.numpy()[labels.numpy() == c].mean(0) for c in range(3)])
+        widest = means[:, np.argsort(-means.std(0))[:40]]
+        np.testing.assert_allclose(drawn, widest, rtol=1e-5)
+        assert axis.get_title(loc="left") == name
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == list(CLASSES[:3])
 
 
 # ------------------------------------------------------------------------------------------------ data in, marks out
@@ -449,6 +449,23 @@ def test_diagonal_draws_per_cent_against_the_line_of_equals():
     axis = plots.diagonal(series, "title", "x", "y").axes[0]
     for line, (x, y) in zip(axis.lines[1:], series.values(), strict=True):
         np.testing.assert_allclose(line.get_xydata().T, [[100 * v for v in x], [100 * v for v in y]])
+
+
+def test_reliability_draws_the_mean_of_the_runs_in_a_band_and_leaves_out_small_bins():
+    (axis,) = plots.reliability({"clean": {"a": [BINS, BINS.assign(accuracy=0.6)]}}, "title").axes
+    line = next(line for line in axis.lines if line.get_label() == "a")
+    np.testing.assert_allclose(line.get_xydata(), [[90, 70]], err_msg="the bin of five images is left out")
+    heights = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((60, 80))
+
+
+def test_fields_mark_one_half_and_where_it_is_nearly_sure():
+    values = np.tile(np.linspace(0, 1, 11), (3, 1))
+    axis = plots.fields({"p": values}, torch.zeros(2, 2), torch.tensor([0, 1]), (0, 11, 0, 3), "value").axes[0]
+    (contour,) = [found for found in axis.collections if hasattr(found, "levels")]
+    assert list(contour.levels) == [0.1, 0.5, 0.9]
+    for level, path in zip(contour.levels, contour.get_paths(), strict=True):
+        np.testing.assert_allclose(path.vertices[:, 0], 10 * level + 0.5)
 
 
 def test_estimates_draw_a_panel_a_method_with_its_error_and_its_worst_kind():

@@ -304,6 +304,13 @@ def test_without_ray_a_sentence_says_how_to_have_it(tmp_path, monkeypatch):
     assert files(tmp_path) == {}
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:99999"])
+def test_an_address_where_nobody_listens_is_one_sentence(tmp_path, address):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]'")
+    with pytest.raises(CourseError, match=rf"There is no Ray cluster at '{address}' \(.*\): start one with"):
+        swept(tmp_path, ray=address)
+
+
 def test_a_folder_travels_whole(reference, tmp_path):
     folder = tmp_path / "there"
     shutil.copytree(reference / RUNS[0], folder)

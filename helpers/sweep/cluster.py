@@ -6,8 +6,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -76,9 +78,11 @@ def _connect(address: str) -> Any:
         raise CourseError("--ray needs Ray, which is not installed: run `pip install '.[cluster]'` in the course's "
                           "folder, here and on every node.") from None
     try:
+        if match := re.fullmatch(r"(.+):(\d+)", address):  # Ray itself knocks for minutes, and aloud
+            socket.create_connection((match[1], int(match[2])), timeout=10.0).close()
         ray.init(address, logging_level="error", log_to_driver=False,
                  runtime_env={"py_modules": [str(ROOT / "helpers")]})
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CourseError(f"There is no Ray cluster at {address!r} ({reason}): start one with `ray start --head`, or "
                           "give its address, as in --ray 10.0.0.1:6379.") from error
