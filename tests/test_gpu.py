@@ -25,7 +25,9 @@ class Missing(MetaPathFinder):
 sys.meta_path.insert(0, Missing())
 import torch
 torch.set_num_threads(1)
-from helpers import __main__, recipe
+from helpers import __main__, data, recipe
+whole = data.draw_stand_in
+data.draw_stand_in = lambda count, seed=0: whole(count // 10, seed)
 for name, epochs in (("paper", 30), ("paper-none", 2)):
     recipe.RECIPES[name] = recipe.Recipe(name, blocks=(1, 1), width=8, reduction=2, epochs=epochs, batch_size=40,
                                          warmup_epochs=1, train_size=200, val_size=100, mixup_alpha=1.0)
@@ -56,7 +58,7 @@ def test_train_stop_resume_evaluate_pack_and_bring_home(tmp_path):
         if line.startswith("paper/0 epoch   2/30"):
             stopped.send_signal(signal.SIGTERM)
             break
-    said = stopped.communicate(timeout=60)[1]
+    said = stopped.communicate(timeout=300)[1]
     assert stopped.returncode == 143, said
     assert said.startswith("error: Stopped by SIGTERM (paper/0 after epoch") and said.count("\n") == 1
     assert not list(there.rglob("run.json"))
@@ -65,7 +67,7 @@ def test_train_stop_resume_evaluate_pack_and_bring_home(tmp_path):
         train, ("sweep", "paper-none", "--seeds", 1, "--root", there),
         ("evaluate", there / "paper" / "1", "--corruptions", 20, "--out", tmp_path / "out"),
     )  # fmt: skip
-    out, said = again.communicate(timeout=200)
+    out, said = again.communicate(timeout=600)
     assert again.returncode == 0, said
     lines = out.splitlines()
     assert not any(line.startswith("paper/0 epoch   1/30") for line in lines), "it goes on, and does not start over"
@@ -78,7 +80,7 @@ def test_train_stop_resume_evaluate_pack_and_bring_home(tmp_path):
                             capture_output=True, text=True, cwd=ROOT)  # fmt: skip
     assert result.returncode == 0 and result.stdout.endswith("gpu.zip: 0.1 MB\n"), result
     brought = bare(("runs", "import", archive, "--root", home))
-    out, said = brought.communicate(timeout=100)
+    out, said = brought.communicate(timeout=300)
     assert brought.returncode == 0, said
     assert [line.split(":")[0] for line in out.splitlines()] == ["paper-none/0", "paper/0", "paper/1"]
     assert out.count("best weights, here") == 3 and out.count("trained on stand-in") == 3
@@ -93,7 +95,7 @@ def test_train_stop_resume_evaluate_pack_and_bring_home(tmp_path):
 STUB = """#!/bin/sh
 echo "$@" >> log
 case "$*" in
--c*) echo paper-none paper-mixup ;;
+-c*) echo paper-none paper-mixup_alpha-2 ;;
 *bench*) mkdir -p data/bench && touch data/bench/train.csv ;;
 *--recipe*) mkdir -p out/paper/runs/paper/0 out/paper/runs/paper/1; [ -e patient ] || { touch patient; sleep 60; } ;;
 *paper-none*) mkdir -p out/paper/runs/paper-none/0 ;;
@@ -123,7 +125,7 @@ def test_the_script_for_a_gpu_goes_on_where_it_was_stopped(tmp_path):
         "fetch",
         "train --recipe paper --seeds 5 --root out/paper/runs --set epochs=2",
         "train paper-none --seeds 3 --root out/paper/runs --set epochs=2",
-        "train paper-mixup --seeds 3 --root out/paper/runs --set epochs=2",
+        "train paper-mixup_alpha-2 --seeds 3 --root out/paper/runs --set epochs=2",
         *(f"evaluate out/paper/runs/{run} --corruptions 10000" for run in ("paper-none/0", "paper/0", "paper/1")),
         "distort competition-like",
         "evaluate out/paper/runs/paper/0 --data data/competition-like.pkl",
