@@ -320,7 +320,8 @@ def _reproduce(run: runs.Run, which: str, stand_in: bool) -> str:
     logits = evaluate.predict(evaluate.load_model(run, last=which == "last"), test.images, Augment("none"),
                               run.record["recipe"]["precision"])  # fmt: skip
     found = evaluate.accuracy(logits, test.labels).value
-    if claimed["count"] != len(test.labels) or abs(found - claimed["accuracy"]) > HAIR:
+    near = max(HAIR, 2.5 / len(test.labels))  # rounding may move two images of a small test set
+    if claimed["count"] != len(test.labels) or abs(found - claimed["accuracy"]) > near:
         raise CourseError(f"its {which} weights classify {percent(found)} of {len(test.labels):,} test images right, "
                           f"and its record says {percent(claimed['accuracy'])} of {claimed['count']:,}")  # fmt: skip
     return f"{which} weights, here {percent(found)}"
