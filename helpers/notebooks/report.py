@@ -62,8 +62,8 @@ def rebuild_report(out_dir: Path, folder: Path = NOTEBOOKS) -> Path:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         records = summary["notebooks"]
-        pages = {name: read(out_dir / f"{name}.ipynb") for name in records}
         questions = {name: record["question"] for name, record in records.items()}
+        pages = {name: read(out_dir / f"{name}.ipynb") for name in records}
         head = "\n".join([*_results(summary), "", *_contents(pages, questions)])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CourseError(
