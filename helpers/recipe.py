@@ -34,6 +34,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "sam_rho": (0.0, 2.0),
     "weight_decay": (0.0, 0.1),
     "warmup_epochs": (0, 1_000),
+    "strength": (0.0, 2.0),
     "mixup_alpha": (0.0, 10.0),
     "cutmix_alpha": (0.0, 10.0),
     "train_size": (10, 45_000),
@@ -74,6 +75,7 @@ class Recipe:
     # augmentation (paper: "Data Preprocessing Pipeline", "Mixup")
     stage: str = STAGES[-1]
     policy: str = policies.POLICIES[0]  # what the last stage draws from
+    strength: float = 1.0  # ours: how far everything else reaches, as a multiple of `augment.Settings`
     mixup_alpha: float = 0.0  # Beta(alpha, alpha); 0 is no Mixup
     cutmix_alpha: float = 0.0  # the same for CutMix; with both, a coin for each batch
     resolutions: tuple[int, ...] = (32,)  # side of the training images, each for an equal share of the epochs
@@ -123,7 +125,10 @@ class Recipe:
             raise CourseError(
                 f"batch_size={self.batch_size} exceeds train_size={self.train_size}: expected 2 to {self.train_size}."
             )
-
+        if self.strength != 1 and self.stage in STAGES[:2]:
+            raise CourseError(
+                f"strength={self.strength:g} changes nothing at stage={self.stage}: give a later stage, or strength=1."
+            )
         if self.nesterov and not self.momentum:
             raise CourseError("nesterov=True needs a momentum above 0: set one, or nesterov=False.")
         if len(self.resolutions) > self.epochs:
@@ -306,6 +311,7 @@ RECIPES: dict[str, Recipe] = {
 SWEEPS: dict[str, Callable[[Recipe], list[Recipe]]] = {
     "ladder": ladder,
     "mixup": lambda base: vary(base, mixup_alpha=(0.0, 0.2, 0.4, 1.0, 2.0)),
+    "strength": lambda base: vary(base, strength=(0.0, 0.5, 1.0, 1.5)),
     "se": lambda base: vary(base, reduction=[0, *(n for n in (4, 8, 16, 32) if base.width % n == 0)]),  # 0 is no SE
     "dropout": lambda base: vary(base, dropout=(0.0, 0.2, 0.5)),
     # the paper's 10 of 300 epochs, none, half, twice and six times as many

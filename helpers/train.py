@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers import checkpoint, runs
-from helpers.augment import Augment
+from helpers.augment import Augment, Settings
 from helpers.data import ImageSet, TrainingData, load_set, split_train_val
 from helpers.evaluate import autocast, predict
 from helpers.mixing import Mixed, mix, mixed_correct, mixed_cross_entropy
@@ -117,7 +117,8 @@ class Trainer:
         self.momentum = [torch.zeros_like(p) for p in self.model.parameters()] if recipe.momentum else []
         for parameter, buffer in zip(self.model.parameters(), self.momentum, strict=False):
             self.optimizer.state[parameter]["momentum_buffer"] = buffer
-        self.augment = Augment(recipe.stage, policy=recipe.policy)
+        settings = Settings().scaled(recipe.strength)
+        self.augment = Augment(recipe.stage, policy=recipe.policy, settings=settings)
         self.index = torch.zeros(recipe.batch_size, dtype=torch.int64, device=device)
         self.loss = torch.zeros((), device=device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)  # of this epoch: summed loss, counted right

@@ -138,13 +138,23 @@ def test_images_of_a_batch_draw_independently():
             assert (a, b) in related or abs(same[a, b]) < 0.08, (a, b)
 
 
-def test_magnitudes_are_those_of_the_settings():
-    s, d = Settings(), drawn(LAST, 20_000, 15)
+@pytest.mark.parametrize("strength", [1.0, 1.5])
+def test_magnitudes_are_those_of_the_settings(strength):
+    s = Settings().scaled(strength)
+    assert Settings().scaled(1.0) == Settings() and s.brightness == 0.2 * strength and s.blur[0] == 0.1
+    d = Augment(LAST, settings=s).draw(20_000, (32, 32), generator(15), CPU)
     for k, reach in enumerate((s.brightness, s.contrast, s.saturation, s.hue)):
         assert uniform(d.jitter[:, k], (k < 3) - reach, (k < 3) + reach) > 0.001
     assert uniform(d.sigma, *s.blur) > 0.001
     for flags, p in ((d.sharpened, s.sharpness_p), (d.blurred, s.blur_p), (d.box[:, 2] > 0, s.erase_p)):
         assert stats.binomtest(int(flags.sum()), len(flags), p).pvalue > 0.001
+
+
+def test_at_strength_zero_crop_and_flip_are_left():
+    images = images_of(17, 60, (32, 32))
+    before, after = (augment(images, generator(18)) for augment in (
+        Augment("crop_flip"), Augment("sharpness_blur", settings=Settings().scaled(0.0))))  # fmt: skip
+    assert torch.allclose(before, after, atol=1e-4)
 
 
 def test_rotation_is_uniform_and_turns_about_the_centre():

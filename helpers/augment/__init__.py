@@ -5,14 +5,14 @@
 
 The paper ("Data Preprocessing Pipeline") names random crop, flips, rotation, random erasing, AutoAugment, colour
 distortion, blur and sharpness, and says in which steps they were added; it gives no magnitude, probability or order.
-`Settings` decides.
+`Settings` decides; `Settings.scaled` makes its numbers larger or smaller together.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -52,6 +52,18 @@ class Settings:
     erase_area: tuple[float, float] = (0.02, 0.33)  # part of the image
     erase_ratio: tuple[float, float] = (0.3, 3.3)  # height to width, uniform in the logarithm
     erase_tries: int = 10  # boxes drawn until one fits, as torchvision does; if none does, nothing is erased
+
+    def scaled(self, strength: float) -> Settings:
+        """The same, but rotation, colours, sharpness, blur and erased area reach `strength` (0 to 2) times as far.
+
+        Crop, flip and the probabilities stay, and so does the policy, whose magnitudes were searched for.
+        """
+        reach = {name: getattr(self, name) * strength for name in ("rotation", "brightness", "contrast", "saturation")}
+        low, high = self.blur
+        return replace(
+            self, **reach, hue=self.hue * strength, sharpness=1 + (self.sharpness - 1) * strength,
+            blur=(low, low + (high - low) * strength), erase_area=tuple(part * strength for part in self.erase_area),
+        )  # fmt: skip
 
 
 class Drawn(NamedTuple):
