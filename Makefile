@@ -27,7 +27,7 @@ test: .venv/installed       ## the whole test suite: units, notebooks, figures, 
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-figures: .venv/installed    ## regenerate figures/ and the README's tables from the recorded runs; no data, no GPU
+figures: .venv/installed    ## regenerate figures/ and every table in Markdown from the recorded runs; no data, no GPU
 	$(COURSE) figures
 
 notebooks: .venv/installed  ## run the committed notebooks once (profile recorded) and store their outputs

@@ -230,11 +230,11 @@ def bench(
 
 @app.command()
 def figures() -> None:
-    """Regenerate figures/ and the README's tables from the recorded runs."""
+    """Regenerate figures/ and the tables in the README and in figures/README.md from the recorded runs."""
     from helpers import figures as figure_room
     from helpers import tables
 
-    for path in [*figure_room.regenerate(), tables.refresh()]:
+    for path in [*figure_room.regenerate(), *tables.refresh()]:
         print(shown(path))
 
 

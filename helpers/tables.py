@@ -1,7 +1,9 @@
-"""The README's tables and pictures, from data/runs and data/bench alone, between markers in its text."""
+"""The tables and pictures of the README and of figures/README.md, from data/runs and data/bench alone, between markers
+in their texts."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from itertools import product
@@ -12,7 +14,7 @@ import pandas as pd
 from helpers import bench, figures, recipe, runs, stats
 from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", figures.FIGURES / "README.md")
 _BLOCK = re.compile(r"(<!-- (table|figure): ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -102,7 +104,7 @@ def _mean_of_all(part: pd.DataFrame, column: str) -> str:
     return "" if values.isna().any() else percent(values.mean())
 
 
-def ladders(table: pd.DataFrame) -> str:
+def ladders(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
     """Every recorded ladder: its rungs with intervals, each rung less the one before it, and its figure."""
     parts = []
     for base in figures.bases(table):
@@ -110,18 +112,18 @@ def ladders(table: pd.DataFrame) -> str:
         found = compared(rows).reset_index()
         found["rung"] = "`" + found["rung"] + "`"
         parts.append(f"On `{base.name}` {_setting(rows)}:\n\n{markdown(list(found), found.to_numpy().tolist())}"
-                     f"\n{_capital(tally(found))}. {_short(rows)}\n{_drawn(f'ladder_{base.name}')}")  # fmt: skip
+                     f"\n{_capital(tally(found))}. {_short(rows)}\n{_drawn(f'ladder_{base.name}', page)}")  # fmt: skip
     return "\n".join(parts)
 
 
-def varied(table: pd.DataFrame) -> str:
+def varied(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
     """Every field of the recipe `quick` that was varied alone: its values with intervals, each less the base's."""
     parts = []
     for field, rows in figures.fields(table).items():
         found = compared(rows).reset_index(names=field)
         parts.append(f"`{field}` on `{rows.base.iloc[0]}` {_setting(rows)}:\n\n"
                      f"{markdown(list(found), found.to_numpy().tolist())}\n{_capital(tally(found))}.\n"
-                     f"{_drawn(f'varied_{field}')}")  # fmt: skip
+                     f"{_drawn(f'varied_{field}', page)}")  # fmt: skip
     return "\n".join(parts) or "None is recorded yet.\n"
 
 
@@ -145,8 +147,8 @@ def _short(rows: pd.DataFrame) -> str:
     return "" if rows.epochs.max() >= recipe.RECIPES["paper"].epochs else f"A reduced schedule. {figures.SHORT}"
 
 
-def _drawn(name: str) -> str:
-    return f"\n{line}" if (line := picture(name)) else ""
+def _drawn(name: str, page: Path) -> str:
+    return f"\n{line}" if (line := picture(name, page)) else ""
 
 
 def reported(table: pd.DataFrame) -> str:
@@ -206,26 +208,26 @@ def speed() -> str:
     )
 
 
-def picture(name: str) -> str:
-    """The line that shows a published figure, with its alt text; nothing where it has not been drawn."""
+def picture(name: str, page: Path = PAGES[0]) -> str:
+    """The line that shows a published figure on a page, with its alt text; nothing where it has not been drawn."""
     path = figures.FIGURES / f"{name}.png"
-    return f"![{figures.alt(name)}]({path.relative_to(ROOT)})\n" if path.exists() else ""
+    return f"![{figures.alt(name)}]({Path(os.path.relpath(path, page.parent)).as_posix()})\n" if path.exists() else ""
 
 
-def fill(text: str, root: Path = runs.RECORDED) -> str:
-    """A Markdown text with what stands between its markers made anew from the runs below `root`.
+def fill(text: str, page: Path = PAGES[0], root: Path = runs.RECORDED) -> str:
+    """The Markdown text of a page with what stands between its markers made anew from the runs below `root`.
 
     `<!-- table: recipes -->` or `<!-- figure: ladder_quick -->` begin a block, `<!-- end -->` ends it. Raises
     CourseError for a table or figure that there is not.
     """
     table = runs.current(runs.load(root)).dropna(subset=["test_accuracy"])
-    made = {"recipes": lambda: recipes(table), "ladders": lambda: ladders(table), "varied": lambda: varied(table),
-            "reported": lambda: reported(table), "speed": speed}  # fmt: skip
+    made = {"recipes": lambda: recipes(table), "ladders": lambda: ladders(table, page),
+            "varied": lambda: varied(table, page), "reported": lambda: reported(table), "speed": speed}  # fmt: skip
 
     def block(match: re.Match) -> str:
         begin, kind, name, _, end = match.groups()
         if kind == "figure" and figures.alt(name):
-            return begin + picture(name) + end
+            return begin + picture(name, page) + end
         if kind == "table" and name in made:
             return begin + made[name]() + end
         names = figures.ALT if kind == "figure" else made
@@ -234,11 +236,13 @@ def fill(text: str, root: Path = runs.RECORDED) -> str:
     return _BLOCK.sub(block, text)
 
 
-def refresh(path: Path = README, root: Path = runs.RECORDED) -> Path:
-    """Make the blocks of a Markdown file anew, in place; the same runs give the same bytes."""
-    if not path.exists():
-        raise CourseError(f"There is no {shown(path)} to put tables into.")
-    text = fill(path.read_text(), root)
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-    return path
+def refresh(pages: Sequence[Path] = PAGES, root: Path = runs.RECORDED) -> list[Path]:
+    """Make the blocks of Markdown files anew, in place; the same runs give the same bytes."""
+    for path in pages:
+        if not path.exists():
+            raise CourseError(f"There is no {shown(path)} to put tables into.")
+    for path in pages:
+        text = fill(path.read_text(), path, root)
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+    return list(pages)

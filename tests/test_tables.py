@@ -10,19 +10,29 @@ from statsmodels.stats.multitest import multipletests
 from test_figures import QUICK, record
 
 from helpers import figures, recipe, runs, stats, tables
-from helpers.runtime import ROOT, CourseError, percent
+from helpers.runtime import CourseError, percent
 
-README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in tables.PAGES}
 
 
 def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("| ")]
 
 
-def test_the_readme_is_what_the_store_makes_of_it():
-    assert tables.fill(README) == README, "run `make figures`"
-    assert set(re.findall(r"<!-- table: (\w+) -->", README)) == {"recipes", "ladders", "varied", "reported", "speed"}
-    assert README.count("<!-- end -->") == len(re.findall(r"<!-- (?:table|figure): ", README))
+def test_the_pages_are_what_the_store_makes_of_them():
+    for path, text in PAGES.items():
+        assert tables.fill(text, path) == text, "run `make figures`"
+        assert text.count("<!-- end -->") == len(re.findall(r"<!-- (?:table|figure): ", text))
+    whole = "".join(PAGES.values())
+    assert set(re.findall(r"<!-- table: (\w+) -->", whole)) == {"recipes", "ladders", "varied", "reported", "speed"}
+
+
+def test_every_published_figure_is_on_the_page_beside_it_and_no_link_is_broken():
+    for path, text in PAGES.items():
+        links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+        assert links and [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+    shown = set(re.findall(r"!\[[^\]]+\]\((\w+\.png)\)", PAGES[figures.FIGURES / "README.md"]))
+    assert shown == {path.name for path in figures.FIGURES.glob("*.png")}
 
 
 @pytest.mark.parametrize(
@@ -30,12 +40,15 @@ def test_the_readme_is_what_the_store_makes_of_it():
     [r"\d\d\.\d\d %", r"\d\d\.\d\d to \d", r"\d\.\d ×", r"\(p 0\.\d\d\d\)", r"inside the noise \(", r"take \d+ s"],
 )
 def test_a_number_tampered_with_is_noticed(number):
-    """The first of its form between markers; refreshing mends it."""
-    start = README.index("<!-- table: recipes -->")
-    found = re.compile(number).search(README, start)
-    wrong = re.sub(r"\d|in", lambda digit: "9" if digit[0] != "9" else "1", found[0], count=1)
-    tampered = README[: found.start()] + wrong + README[found.end() :]
-    assert tampered != README and tables.fill(tampered) == README
+    """The first of its form between markers of a page; refreshing mends it."""
+    met = 0
+    for path, text in PAGES.items():
+        if found := re.compile(number).search(text, text.index("<!-- table: ")):
+            wrong = re.sub(r"\d|in", lambda digit: "9" if digit[0] != "9" else "1", found[0], count=1)
+            tampered = text[: found.start()] + wrong + text[found.end() :]
+            assert tampered != text and tables.fill(tampered, path) == text
+            met += 1
+    assert met
 
 
 def test_the_means_are_those_of_the_records():
@@ -141,7 +154,7 @@ def test_markers_without_a_table_or_figure_behind_them_are_refused():
 def test_refreshing_touches_the_blocks_alone(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("# a | 1 |\n<!-- table: speed -->\n<!-- end -->\nb\n")
-    tables.refresh(path)
+    tables.refresh([path])
     first = path.read_text()
     assert first.startswith("# a | 1 |\n<!-- table: speed -->\n|") and first.endswith("<!-- end -->\nb\n")
-    assert tables.refresh(path).read_text() == first
+    assert tables.refresh([path])[0].read_text() == first
