@@ -215,14 +215,26 @@ def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame
 
 def vary(rows: pd.DataFrame, field: str) -> Figure:
     """Test accuracy over the values of one field (rows: of `varied`): mean over seeds and its interval."""
-    return _compare(rows, "value", f"{field} varied on {rows.base.iloc[0]}, {schedule(rows)}")
+    what = "One change at a time" if field == OTHERS else f"{field} varied"
+    return _compare(rows, "value", f"{what} on {rows.base.iloc[0]}, {schedule(rows)}")
+
+
+OTHERS = "others"  # the fields of which one value beside the base's has been run, together
 
 
 def fields(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """field -> the rows of `varied`, for each field that has two values or more there. Stages are a ladder's matter."""
+    """field -> the rows of `varied`, for each field that has three values or more there; below OTHERS the fields that
+    have two, the base once and then each with its other value. Stages are a ladder's matter.
+    """
     names = [name for name in recipe.RECIPES["paper"].to_dict() if name not in ("name", "seed", "stage")]
-    found = {name: varied(table, name) for name in names}
-    return {name: rows for name, rows in found.items() if len(rows) and rows["value"].nunique() > 1}
+    found = {name: rows for name in names if len(rows := varied(table, name))}
+    several = {name: rows for name, rows in found.items() if rows["value"].nunique() > 2}
+    others = [rows for rows in found.values() if rows["value"].nunique() == 2]
+    if others:
+        own = others[0].recipe == others[0].base
+        parts = [others[0][own].assign(value=others[0].base), *(rows[rows.recipe != rows.base] for rows in others)]
+        several[OTHERS] = pd.concat(parts, ignore_index=True)
+    return several
 
 
 def beside(table: pd.DataFrame, name: str, root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

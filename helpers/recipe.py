@@ -196,13 +196,27 @@ def _variant(name: str) -> Recipe | None:
     base = max((known for known in RECIPES if name.startswith(f"{known}-")), key=len, default=name)
     words = name.removeprefix(f"{base}-").split("-")
     changes = dict(zip(words[::2], words[1::2], strict=False))
-    if base not in RECIPES or 2 * len(changes) != len(words) or not set(changes) <= set(_RANGES) - {"seed"}:
+    if base not in RECIPES or 2 * len(changes) != len(words) or not set(changes) <= set(_SCALARS):
         return None
     try:
-        numbers = {field: [type(_RANGES[field][0])(value)] for field, value in changes.items()}
-    except ValueError:
+        values = {field: [_SCALARS[field](value)] for field, value in changes.items()}
+    except (ValueError, KeyError):
         return None
-    return vary(RECIPES[base], **numbers)[0]
+    return vary(RECIPES[base], **values)[0]
+
+
+# The fields whose value is one word, and how the word is read.
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    field.name: {"true": True, "false": False}.__getitem__ if isinstance(field.default, bool) else type(field.default)
+    for field in fields(Recipe) if isinstance(field.default, int | float | str) and field.name != "seed"
+}  # fmt: skip
+
+
+def _word(value: float | str) -> str:
+    """A value as a recipe's name has it: true, crop_flip, 0.2, and 0.00005 without an exponent."""
+    if isinstance(value, bool | str):
+        return str(value).lower()
+    return np.format_float_positional(value, trim="-")
 
 
 _QUICK = Recipe(
@@ -270,8 +284,8 @@ def ladder(base: Recipe) -> list[Recipe]:
     return [base if rung.but(name=base.name) == base else rung for rung in rungs]
 
 
-def vary(base: Recipe, **values: Iterable[float]) -> list[Recipe]:
-    """A recipe for every combination of the values that some numeric fields take, each once, the last field fastest.
+def vary(base: Recipe, **values: Iterable[float | str]) -> list[Recipe]:
+    """A recipe for every combination of the values that some fields take, each once, the last field fastest.
 
     Named `<base>-<field>-<value>...` by what differs from the base; where nothing differs, it is the base itself, and
     where RECIPES holds the same recipe, it is that one, so that nothing is run twice under two names.
@@ -281,8 +295,7 @@ def vary(base: Recipe, **values: Iterable[float]) -> list[Recipe]:
     for combination in product(*values.values()):
         changes = dict(zip(values, combination, strict=True))
         made = base.but(**changes)
-        words = [f"-{name}-{np.format_float_positional(value, trim='-')}" for name, value in changes.items()
-                 if value != getattr(base, name)]  # fmt: skip
+        words = [f"-{name}-{_word(value)}" for name, value in changes.items() if value != getattr(base, name)]
         found.append(base if made == base else named.get(made, made.but(name=base.name + "".join(words))))
     return list(dict.fromkeys(found))
 
@@ -307,6 +320,17 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
+# What `beyond` is made of, and what was weighed for it, one thing at a time.
+_INGREDIENTS: dict[str, tuple[float | str, ...]] = {
+    "ema_decay": (0.99, 0.999),
+    "nesterov": (True,),
+    "decay_all": (False,),
+    "label_smoothing": (0.1,),
+    "drop_path": (0.1,),
+    "cutmix_alpha": (1.0,),
+    "sam_rho": (0.05,),
+}
+
 # What the course varies on any recipe, by the name that `python -m helpers sweep` knows it by.
 SWEEPS: dict[str, Callable[[Recipe], list[Recipe]]] = {
     "ladder": ladder,
@@ -321,4 +345,6 @@ SWEEPS: dict[str, Callable[[Recipe], list[Recipe]]] = {
                                        for name in ("learning_rate", "weight_decay")}),
     "schedule": lambda base: vary(base, epochs=[n for n in (base.epochs // 4, base.epochs // 2, base.epochs,
                                                             2 * base.epochs) if n > base.warmup_epochs]),
+    "beyond": lambda base: [base, *(made for field, values in _INGREDIENTS.items()
+                                    for made in vary(base, **{field: values}))],
 }  # fmt: skip

@@ -100,6 +100,9 @@ def test_a_variant_is_named_by_what_differs_and_nothing_has_two_names():
     assert [one.name for one in made] == [
         "quick", "quick-epochs-3", "quick-learning_rate-0.00005", "quick-learning_rate-0.00005-epochs-3"]  # fmt: skip
     assert made[3] == quick.but(name=made[3].name, learning_rate=5e-5, epochs=3)
+    words = recipe.vary(quick, nesterov=(True,), policy=("trivialaugment",))[0]
+    assert words == quick.but(name="quick-nesterov-true-policy-trivialaugment", nesterov=True, policy="trivialaugment")
+    assert recipe.get(words.name) == words
     assert recipe.vary(quick.but(seed=3), epochs=(3,))[0].seed == 3
     assert recipe.vary(paper, mixup_alpha=(0.0, 1.0)) == [RECIPES["paper-rotation_autoaugment"], paper]
     with pytest.raises(CourseError, match="no field 'epoch'"):
@@ -116,7 +119,9 @@ def test_a_sweep_varies_what_it_says_and_its_names_lead_back(name, base):
     assert all(recipe.get(one.name) == one for one in made)
     fields_of = {"ladder": {"stage", "mixup_alpha"}, "mixup": {"mixup_alpha"}, "se": {"reduction"},
                  "strength": {"strength"}, "dropout": {"dropout"}, "warmup": {"warmup_epochs"},
-                 "rate": {"learning_rate", "weight_decay"}, "schedule": {"epochs"}}[name]  # fmt: skip
+                 "rate": {"learning_rate", "weight_decay"}, "schedule": {"epochs"},
+                 "beyond": {"ema_decay", "nesterov", "decay_all", "label_smoothing", "drop_path", "cutmix_alpha",
+                            "sam_rho"}}[name]  # fmt: skip
     rows = [one.to_dict() for one in made]
     assert {field for field in rows[0] if len({str(row[field]) for row in rows}) > 1} == fields_of | {"name"}
 
@@ -136,7 +141,8 @@ def test_a_sweep_takes_the_papers_values_and_those_around():
 
 
 @pytest.mark.parametrize(("name", "sentence"), [
-    ("quick-epochs", "no recipe"), ("quick-epochs-x", "no recipe"), ("quick-seed-3", "no recipe"),
+    ("quick-epochs", "no recipe"), ("quick-epochs-x", "no recipe"), ("quick-nesterov-1", "no recipe"),
+    ("quick-nesterov-false", "is the recipe quick: call"), ("quick-seed-3", "no recipe"),
     ("quick-epochs-3-epochs-4", "no recipe"), ("nope-epochs-3", "no recipe"), ("quick-epochs-0", "epochs=0 is out of"),
     ("quick-epochs-8", "is the recipe quick: call it by"), ("quick-epochs-03", "is the recipe quick-epochs-3:"),
     ("paper-mixup_alpha-0", "is the recipe paper-rotation_autoaugment:"),
