@@ -153,17 +153,17 @@ def _solarize(table: Tensor, occurs: Tensor, threshold: Tensor) -> Tensor:
 
 def _autocontrast(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
     absent = occurs == 0
-    darkest = table.masked_fill(absent, 255).amin(2, keepdim=True)
-    spread = table.masked_fill(absent, 0).amax(2, keepdim=True).sub_(darkest).mul_(1 / 255)
+    darkest = torch.where(absent, 255, table).amin(2, keepdim=True)
+    spread = torch.where(absent, 0, table).amax(2, keepdim=True).sub_(darkest).mul_(1 / 255)
     stretched = (table - darkest).div_(spread).clamp_(0, 255).floor_()
     return torch.where(spread > 0, stretched, table)
 
 
 def _equalize(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
-    level = table.long()
+    level = table.int().long()
     after = histogram(level, occurs)
     below = after.cumsum(2).sub_(after)
-    most = below.masked_fill(after == 0, 0).amax(2, keepdim=True)  # all pixels but those of the brightest level
+    most = torch.where(after > 0, below, 0).amax(2, keepdim=True)  # all pixels but those of the brightest level
     step = most.div_(255, rounding_mode="floor")
     spread = below.add_((step / 2).floor_()).div_(step).floor_().clamp_(max=255)
     return torch.where(step > 0, spread.gather(2, level), table)  # too few levels to spread: left alone
@@ -195,7 +195,7 @@ def look_up(x: Tensor, tones: Tensor, magnitudes: Tensor) -> Tensor:
     tones int64 [B, S]: for each image S positions in TONES, any other number for none. magnitudes [B, S] in
     torchvision's units. Sources: torchvision.transforms.v2.functional; PIL.ImageOps for equalize.
     """
-    level = x.flatten(2).long()
+    level = x.flatten(2).int().long()  # quicker than float to int64 at once
     occurs = histogram(level, torch.ones((), device=x.device).expand(level.shape))
     table = torch.arange(256, dtype=torch.float32, device=x.device).repeat(*level.shape[:2], 1)
     for tone, magnitude in zip(tones.unbind(1), magnitudes.unbind(1), strict=True):
@@ -250,8 +250,8 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
 # Filter --------------------------------------------------------------------------------------------------------------
 
 
-def smooth(x: Tensor, side: Tensor | float) -> Tensor:
-    """The kernel (side, 1, side), a number or [B, 1, 1], along both axes, without padding: a view [B, 3, H-2, W-2].
+def smooth(x: Tensor, side: Tensor | None = None) -> Tensor:
+    """The kernel (side, 1, side), side [B, 1, 1] or else 1, along both axes, without padding: a view [B, 3, H-2, W-2].
 
     The rows lie end to end as one long row, along which torch is several times as fast as along many short ones. Values
     around a seam mix the ends of two rows; they would belong to the border, which is left out.
@@ -261,14 +261,14 @@ def smooth(x: Tensor, side: Tensor | float) -> Tensor:
     for step in (width, 1):
         count = x.shape[2] - 2 * step
         sides = x.narrow(2, 0, count) + x.narrow(2, 2 * step, count)
-        x = sides.mul_(side).add_(x.narrow(2, step, count))
-    return x.div_((1 + 2 * side) ** 2).unfold(2, width - 2, width)
+        x = (sides if side is None else sides.mul_(side)).add_(x.narrow(2, step, count))
+    return x.div_(9 if side is None else (1 + 2 * side) ** 2).unfold(2, width - 2, width)
 
 
 def sharpen(x: Tensor, factor: Tensor) -> Tensor:
     """Away from (factor > 1) or towards (< 1) the 3x3 mean with centre weight 5 of 13; the border stays. In place."""
     if min(x.shape[2:]) > 2:
-        x[..., 1:-1, 1:-1].lerp_(smooth(x, 1.0), per_image((1 - factor) * (9 / 13)))
+        x[..., 1:-1, 1:-1].lerp_(smooth(x), per_image((1 - factor) * (9 / 13)))
     return x.clamp_(0, 255)
 
 
