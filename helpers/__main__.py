@@ -259,10 +259,11 @@ def reproduce(profile: Profile = "quick",
 
     folder = out_dir(profile)
     notebook_room.choose(only)  # a slip of the pen is refused before anything is removed
-    source = _source(profile)
+    there = _images_are_there(profile)
+    source = data.STAND_IN if profile == "quick" and not there else data.CIFAR10
     if profile == "quick" and not (resume or only):  # a quick run is cheap, and should come from the code as it is now
         shutil.rmtree(folder, ignore_errors=True)
-    pictures = "photographs" if source == data.CIFAR10 else "drawn"
+    pictures = "photographs" if there else "drawn"
     store = runs.RECORDED if profile == "recorded" else folder / "runs"
     summary = notebook_room.reproduce(
         profile, folder, only, {"pictures": pictures}, data_source=source,
@@ -298,18 +299,23 @@ def _warn(stand_in: bool) -> None:
         print(data.BANNER)
 
 
-def _source(profile: str) -> str:
-    """CIFAR-10, fetched if need be; without it and without a network the stand-in set, in the quick profile alone."""
+def _images_are_there(profile: str) -> bool:
+    """Whether CIFAR-10 is on this machine, fetched if need be.
+
+    Without it and without a network the quick profile goes on with the stand-in set, and the recorded one, which
+    computes nothing from images, with drawn pictures; the paper's stops.
+    """
     from helpers import data
 
     try:
         data.fetch()
     except CourseError as error:
-        if profile != "quick" or (data.data_root() / "cifar-10-batches-py").exists():
+        if profile == "paper" or (data.data_root() / "cifar-10-batches-py").exists():
             raise
-        print(f"{error}\n{data.BANNER}\n")
-        return data.STAND_IN
-    return data.CIFAR10
+        print(error)
+        print(f"{data.BANNER}\n" if profile == "quick" else "Going on without: recorded runs, drawn pictures.\n")
+        return False
+    return True
 
 
 def _accuracies(table) -> dict[str, str]:

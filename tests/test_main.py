@@ -1,5 +1,6 @@
 """The command line, the Makefile and the promises of a checkout: what a newcomer types, and what they get wrong."""
 
+import json
 import os
 import re
 import subprocess
@@ -61,7 +62,7 @@ def test_help_names_every_public_command():
     (("reproduce", "--profile", "nope"), "no profile 'nope'"),
     (("distort", "cifar10c", "--kind", "nope", "--stand-in"), "no distortion 'nope'"),
     (("train", "laptop"), "CIFAR-10 is not in "),
-    (("reproduce", "--profile", "recorded"), "could not be downloaded|Cannot write"),
+    (("reproduce", "--profile", "paper"), "could not be downloaded|Cannot write"),
 ])  # fmt: skip
 def test_mistakes_are_one_sentence(arguments, sentence):
     assert re.search(sentence, refused(command(*arguments, **NO_DATA)))
@@ -92,6 +93,14 @@ def test_train_then_evaluate_then_again(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["confusion.png", "reliability.png"]
     other = command("train", "quick", *tiny, "--set", "momentum=0.5", "--stand-in", **NO_DATA)
     assert "another momentum" in refused(other)
+
+
+def test_the_recorded_course_runs_without_images(tmp_path):
+    result = command("reproduce", "--profile", "recorded", "--only", "00", **NO_DATA)
+    assert result.returncode == 0, result.stderr
+    assert "Going on without: recorded runs, drawn pictures." in result.stdout and "STAND-IN" not in result.stdout
+    summary = json.loads((ROOT / "out" / "recorded" / "summary.json").read_text())
+    assert summary["state"] == "passed" and summary["data_source"] == data.CIFAR10
 
 
 def test_a_set_of_our_own_is_written_and_read_back(tmp_path):
