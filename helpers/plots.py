@@ -80,7 +80,8 @@ def images(
     count = max(len(row) for row in rows)
     label_width = 0.1 * max((len(label) for label in row_labels), default=0)
     height = len(rows) * scale + 0.25 * bool(column_labels) + 0.3 * bool(title)
-    figure, axes = new(len(rows), count, count * scale + label_width, height, squeeze=False)
+    longest = max((len(line) for label in column_labels for line in label.split("\n")), default=0)
+    figure, axes = new(len(rows), count, count * max(scale, 0.078 * longest) + label_width, height, squeeze=False)
     _head(figure, title)
     for i, row in enumerate(rows):
         for j, axis in enumerate(axes[i]):
