@@ -266,7 +266,7 @@ def kind_severity(shift: pd.DataFrame, rows: pd.DataFrame) -> Figure:
 
 def predicted_accuracy(trials: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     """Predicted against true accuracy on known distortions (the content of estimates.csv), all seeds together."""
-    heading = f"Accuracy predicted without labels: {title(rows)}, {trials['count'].iloc[0]:,} validation images"
+    heading = f"Accuracy predicted without labels:\n{title(rows)}, {trials['count'].iloc[0]:,} validation images"
     return plots.estimates(trials, estimate.errors(trials), heading)
 
 

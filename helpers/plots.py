@@ -27,6 +27,7 @@ PALETTE = sns.color_palette("colorblind")
 DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
 MARKERS = "osD^vPX"
 GREY = "0.45"
+SMALL = 9.6  # the smallest text: 8 points on a screen (96 pixels an inch) at the notebooks' 80, up to 10 inches wide
 
 _stamp: str | None = None
 
@@ -38,7 +39,7 @@ def start(source: str) -> None:
     """
     global _stamp
     plt.rcdefaults()
-    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, font_scale=0.85)
+    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, font_scale=0.9)
     plt.rcParams.update({
         "figure.dpi": 80, "savefig.dpi": 120, "figure.constrained_layout.use": True, "axes.titleweight": "bold",
         "axes.titlelocation": "left", "axes.titlesize": "medium", "font.family": "DejaVu Sans", "grid.color": "0.9",
@@ -77,7 +78,7 @@ def images(
 ) -> Figure:  # fmt: skip
     """A grid of pictures: each row a tensor [N, 3, H, W], uint8 or float in [0, 1]; names for rows and columns."""
     count = max(len(row) for row in rows)
-    label_width = 0.085 * max((len(label) for label in row_labels), default=0)
+    label_width = 0.1 * max((len(label) for label in row_labels), default=0)
     height = len(rows) * scale + 0.25 * bool(column_labels) + 0.3 * bool(title)
     figure, axes = new(len(rows), count, count * scale + label_width, height, squeeze=False)
     _head(figure, title)
@@ -88,9 +89,9 @@ def images(
             if j < len(row):
                 axis.imshow(row[j].permute(1, 2, 0).cpu().numpy())
             if i == 0 and j < len(column_labels):
-                axis.set_title(column_labels[j], loc="center", fontsize=8, weight="normal")
+                axis.set_title(column_labels[j], loc="center", fontsize=SMALL, weight="normal")
         if i < len(row_labels):
-            axes[i][0].set_ylabel(row_labels[i], rotation=0, ha="right", va="center", fontsize=8)
+            axes[i][0].set_ylabel(row_labels[i], rotation=0, ha="right", va="center", fontsize=SMALL)
     return figure
 
 
@@ -108,7 +109,7 @@ def pairs(
         if i < len(first):
             axis.imshow(torch.cat((first[i], gap[i], second[i]), 2).permute(1, 2, 0).cpu().numpy())
         if i < len(captions):
-            axis.set_title(captions[i], loc="center", fontsize=8, weight="normal", pad=2)
+            axis.set_title(captions[i], loc="center", fontsize=SMALL, weight="normal", pad=2)
     return figure
 
 
@@ -126,13 +127,15 @@ def answers(
         top, picture, axis = int(said.argmax()), axes[0][i], axes[1][i]
         picture.imshow(pictures[i].permute(1, 2, 0).cpu().numpy())
         picture.axis("off")
-        picture.set_title(f"{caption}\n{classes[top]}, {said[top]:.0f} %", loc="center", fontsize=8, weight="normal")
+        picture.set_title(
+            f"{caption}\n{classes[top]}, {said[top]:.0f} %", loc="center", fontsize=SMALL, weight="normal"
+        )
         bars = axis.barh(y, said, 0.75, color=PALETTE[0], alpha=0.6)
         bars[top].set(facecolor=PALETTE[1], alpha=1, hatch="///", edgecolor="white")
         axis.set(xlim=(0, 100), xticks=(0, 50, 100), yticks=y, yticklabels=classes if i == 0 else [])
-        axis.tick_params(labelsize=8)
+        axis.tick_params(labelsize=SMALL)
         axis.grid(axis="y", visible=False)
-    figure.supxlabel("probability, %", fontsize=8)
+    figure.supxlabel("probability, %", fontsize=SMALL)
     return figure
 
 
@@ -227,21 +230,21 @@ def architecture(model: nn.Module, size: int = 32) -> Figure:
     groups += [(f"stage {i + 1}", parts[parts.name.str.startswith(f"stages.{i}.")]) for i in range(len(model.stages))]
     groups.append(("head", parts[parts.name.isin(["pool", "dropout", "fc"])]))
     deepest = max(len(rows) for _, rows in groups)
-    figure, axis = new(width=1.75 * len(groups), height=0.68 * deepest + 1.5)
+    figure, axis = new(width=1.66 * len(groups), height=0.9 * deepest + 1.5)
     axis.set(xlim=(-0.5, len(groups) - 0.5), ylim=(-deepest + 0.5, 1.5))
     axis.axis("off")
     colours = ["0.9", *sns.light_palette(PALETTE[0], 2 * len(groups))[1 : len(groups) - 1], "0.9"]
     arrow = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
     for x, (title, rows) in enumerate(groups):
         shape = "×".join(map(str, rows.iloc[0]["shape"])) if title != "head" else f"{rows.iloc[-1]['shape'][0]} classes"
-        axis.text(x, 1.35, title, ha="center", va="center", weight="bold", fontsize=10)
-        axis.text(x, 0.95, f"{shape}\n{rows.parameters.sum():,} parameters", ha="center", va="center", fontsize=7.5)
+        axis.text(x, 1.35, title, ha="center", va="center", weight="bold", fontsize=11)
+        axis.text(x, 0.95, f"{shape}\n{rows.parameters.sum():,} parameters", ha="center", va="center", fontsize=SMALL)
         for y, row in enumerate(rows.itertuples()):
-            box = (x - 0.36, -y - 0.3), 0.72, 0.6
+            box = (x - 0.37, -y - 0.3), 0.74, 0.6
             style = "round,pad=0,rounding_size=0.06"
             axis.add_patch(FancyBboxPatch(*box, boxstyle=style, facecolor=colours[x], edgecolor="0.3", linewidth=0.8))
             text = _describe(model.get_submodule(row.name), row)
-            axis.text(x, -y, text, ha="center", va="center", fontsize=7, linespacing=1.25)
+            axis.text(x, -y, text, ha="center", va="center", fontsize=SMALL, linespacing=1.2)
             if row.kind == "BasicBlock":
                 skip = {**arrow, "color": PALETTE[3], "linestyle": "--" if row.projects else "-"}
                 bend = "arc3,rad=0.8"
@@ -254,7 +257,7 @@ def architecture(model: nn.Module, size: int = 32) -> Figure:
             axis.plot([x - 0.64, x - 0.55, x - 0.55, x], [last, last, 0.6, 0.6], color="0.3", linewidth=0.9)
             axis.add_patch(FancyArrowPatch((x, 0.6), (x, 0.3), mutation_scale=7, **arrow))
     note = f"{count_parameters(model):,} parameters. Curved arrows are skip connections, dashed with a 1×1 convolution."
-    axis.set_title(note, y=0, pad=-6, fontsize=8, weight="normal", va="top")
+    axis.set_title(note, y=0, pad=-6, fontsize=SMALL, weight="normal", va="top")
     return figure
 
 
@@ -266,7 +269,7 @@ def _describe(module: nn.Module, row: Any) -> str:
         gates = f"SE {squeeze.in_features}→{squeeze.out_features}→{squeeze.in_features}" if squeeze else "no SE"
         return f"{kernel} conv {module.conv1.out_channels}{step}\n{kernel} conv {module.conv2.out_channels}\n{gates}"
     if isinstance(module, nn.Sequential):
-        return f"{'×'.join(map(str, module[0].kernel_size))} conv {module[0].out_channels}\nbatch norm, ReLU"
+        return f"{'×'.join(map(str, module[0].kernel_size))} conv {module[0].out_channels}\nbatch norm\nReLU"
     if isinstance(module, nn.Linear):
         return f"linear\n{module.in_features}→{module.out_features}"
     if isinstance(module, nn.Dropout):
@@ -315,8 +318,8 @@ def curves(
     if reference is not None:
         level = reference * (100 if percent else 1)
         axis.axhline(level, color=GREY, linestyle=":", linewidth=1.2)
-        axis.annotate(f"{reference_label} {level:.2f}", (0, level), xycoords=("axes fraction", "data"), xytext=(4, 3),
-                      textcoords="offset points", color="0.3", fontsize=8)  # fmt: skip
+        axis.annotate(f"{reference_label} {level:.2f}", (0, level), xycoords=("axes fraction", "data"), xytext=(4, -4),
+                      textcoords="offset points", va="top", color="0.3", fontsize=SMALL)  # fmt: skip
     axis.set(title=title, ylabel=ylabel, xlabel="optimiser steps" if steps_per_epoch else "epoch")
     if not steps_per_epoch:
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -366,7 +369,9 @@ def _dots(axis: Any, frame: pd.DataFrame, xlabel: str, style: int = 0) -> None:
     axis.errorbar(value, y, xerr=[value - low, high - value], fmt=MARKERS[style], color=PALETTE[style], capsize=3,
                   linewidth=1.4)  # fmt: skip
     for at, level, upper in zip(y, value, part["high"].fillna(part["value"]), strict=True):
-        axis.annotate(f"{level:.1f}", (upper, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.annotate(
+            f"{level:.1f}", (upper, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=SMALL
+        )
     axis.set(xlabel=xlabel, yticks=places, ylim=(-0.7, len(frame) - 0.3))
     axis.set_yticklabels(list(frame["label"]))
     axis.margins(x=0.1)
@@ -447,7 +452,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure
     share = 100 * matrix / matrix.sum(1, keepdims=True)
     figure, axis = new(width=6.6, height=4.8)
     sns.heatmap(share, annot=True, fmt=".0f", cmap="cividis", vmin=0, vmax=100, xticklabels=list(classes), square=True,
-                yticklabels=list(classes), annot_kws={"size": 7}, ax=axis, cbar_kws={"label": "%"})  # fmt: skip
+                yticklabels=list(classes), annot_kws={"size": SMALL}, ax=axis, cbar_kws={"label": "%"})  # fmt: skip
     axis.set(xlabel="predicted", ylabel="true")
     axis.tick_params(axis="x", rotation=45)
     return figure
@@ -463,7 +468,9 @@ def stacked(frame: pd.DataFrame, title: str, xlabel: str) -> Figure:
                   edgecolor="white", linewidth=0.5, height=0.7)  # fmt: skip
         left += values
     for at, total in zip(y, left, strict=True):
-        axis.annotate(f"{total:,.0f}", (total, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.annotate(
+            f"{total:,.0f}", (total, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=SMALL
+        )
     axis.set(title=title, xlabel=xlabel, yticks=y, yticklabels=list(frame.index))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.margins(x=0.12)
@@ -474,7 +481,7 @@ def stacked(frame: pd.DataFrame, title: str, xlabel: str) -> Figure:
 def heat(frame: pd.DataFrame, title: str, label: str, low: float = 0.0, high: float = 1.0, form: str = ".2f") -> Figure:
     """A table as a heat map with its numbers written in, rows and columns named as in the frame."""
     figure, axis = new(width=0.66 * frame.shape[1] + 2.4, height=0.26 * len(frame) + 1.1)
-    sns.heatmap(frame, annot=True, fmt=form, cmap="cividis", vmin=low, vmax=high, annot_kws={"size": 7.5}, ax=axis,
+    sns.heatmap(frame, annot=True, fmt=form, cmap="cividis", vmin=low, vmax=high, annot_kws={"size": SMALL}, ax=axis,
                 linewidths=0.5, cbar_kws={"label": label})  # fmt: skip
     axis.set(xlabel=frame.columns.name or "", ylabel=frame.index.name or "")
     axis.set_title(title, loc="left")
@@ -489,13 +496,13 @@ def diagonal(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
 
     x and y in [0, 1]: confidence against accuracy (a reliability diagram), clean against distorted.
     """
-    figure, axis = new(width=5.2, height=4.2)
+    figure, axis = new(width=7.4, height=4.2)
     axis.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=1.2)
     for i, (name, (x, y)) in enumerate(series.items()):
         axis.plot(100 * np.asarray(x), 100 * np.asarray(y), linestyle=DASHES[i % 7] if join else "",
                   marker=MARKERS[i % 7], color=PALETTE[i % 10], label=name, linewidth=1.4, markersize=5)  # fmt: skip
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axis.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right upper")  # beside the panel, where no line runs through it
     return figure
 
 
@@ -519,7 +526,7 @@ def reliability(panels: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], titl
             axis.fill_between(spread.x, spread.low, spread.high, color=PALETTE[i % 10], alpha=0.2, linewidth=0)
         axis.set(title=name, xlabel="confidence, %", xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes[0][0].set_ylabel("right, %")
-    axes[0][0].legend(frameon=False, loc="upper left", fontsize=8)
+    axes[0][0].legend(frameon=False, loc="upper left", fontsize=SMALL)
     return figure
 
 
@@ -540,7 +547,7 @@ def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
                       color=PALETTE[i % 10], alpha=0.8, label=f"severity {severity}")  # fmt: skip
         worst = part.loc[(part.predicted - part.true).abs().idxmax()]
         axis.annotate(worst.kind.replace("_", " "), (100 * worst.true, 100 * worst.predicted), xytext=(7, -4),
-                      textcoords="offset points", va="center", fontsize=8,
+                      textcoords="offset points", va="center", fontsize=SMALL,
                       path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
         axis.set(title=f"{row.method}: {100 * row.error:.1f} points off\n[{100 * row.low:.1f}, {100 * row.high:.1f}]",
                  xlabel="true accuracy, %", xlim=ends, ylim=ends)  # fmt: skip
@@ -582,7 +589,7 @@ def histograms(
         axis.set(title=title, xlabel=xlabel, ylim=(0, top))
     axes[0][0].set_ylabel("density")
     if densities or len(samples) > 1:
-        axes[0][-1].legend(frameon=False, fontsize=8)
+        axes[0][-1].legend(frameon=False, fontsize=SMALL)
     return figure
 
 

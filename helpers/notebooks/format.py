@@ -69,8 +69,11 @@ def _bars(entries: list[Notebook], at: int, cells: list[NotebookNode]) -> tuple[
 
 
 def anchor(heading: str) -> str:
-    """The fragment by which JupyterLab, GitHub and nbconvert find a heading: its text with `-` for each space."""
-    return quote(plain(heading).replace(" ", "-"))
+    """The fragment by which JupyterLab, GitHub and nbconvert find a heading: its text with `-` for each space.
+
+    JupyterLab compares it as it stands, without decoding, so what a link need not encode stays: `?` and `,`.
+    """
+    return quote(plain(heading).replace(" ", "-"), safe=";,/?:@&=+$!~*'()")
 
 
 def refresh(folder: Path = NOTEBOOKS, only: Iterable[str] | None = None) -> None:
@@ -106,9 +109,9 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
 
 
 def _smaller(picture: str) -> str:
-    """A PNG in base64 with a palette of 128 colours where that takes fewer bytes: a third, for most plots."""
+    """A PNG in base64 with a palette of 64 colours where that takes fewer bytes: a third, for most plots."""
     image, buffer = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), io.BytesIO()
-    image.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    image.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     quantized = base64.b64encode(buffer.getvalue()).decode()
     return min(picture, quantized, key=len)
 
@@ -136,6 +139,7 @@ def _frame_problems(path: Path, notebook: NotebookNode) -> list[str]:
     bars = [(number, cell.source) for number, cell in enumerate(cells) if "navigation" in tags(cell)]
     counts = [cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     prose = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    unreachable = [heading for heading in SECTION.findall(prose) if "%" in anchor(heading)]
     profile = declared_parameters(path).get("profile")
     exercises = next((at for at, cell in enumerate(cells) if cell.source.startswith("## Exercises")), None)
     body = len(cells) if exercises is None else exercises
@@ -156,6 +160,7 @@ def _frame_problems(path: Path, notebook: NotebookNode) -> list[str]:
         (not entries[at].question, "The first cell after the bar does not state the Question, ending in a '?'."),
         ("Running time" not in start, "The first cell after the navigation bar does not state the Running time."),
         (exercises is None, "There is no cell with the heading '## Exercises'."),
+        (unreachable, f"JupyterLab does not jump to {unreachable}: use letters, digits and simple punctuation."),
         ("<details" in prose, "It folds text in <details>: a solution is a code cell tagged 'solution'."),
         (misplaced, misplaced),
         (
