@@ -279,7 +279,7 @@ def corrupted(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def shifted_metrics(
-    run_dir: str | Path, severities: Iterable[int] = (1, 3, 5), count: int = 1_000, stand_in: bool = False
+    run_dir: str | Path, severities: Iterable[int] = distort.SEVERITIES, count: int = 1_000, stand_in: bool = False
 ) -> pd.DataFrame:
     """A finished run on distorted test images: a row a kind and severity, after one row for the same images untouched.
 

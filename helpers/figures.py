@@ -141,14 +141,15 @@ def measured(rows: pd.DataFrame, by: str) -> dict[str, tuple[str, pd.DataFrame]]
     """What can be compared between groups of runs: a column of runs.load() -> its name, and the rows that have it.
 
     Always the clean test accuracy; that on distorted images where two groups or more have it, counted on equally many
-    images at the same severities: of several such settings the one that most runs have.
+    images at the same severities: of several such settings the one that most runs have. A field that is varied has no
+    such column where its base was not counted so.
     """
     found = {"test_accuracy": ("test accuracy", rows)}
     part = rows.dropna(subset=["corrupted_accuracy"])
     if len(part):
         setting = part.corrupted_count.astype(str) + " at " + part.corrupted_severities
         part = part[setting == setting.mode()[0]]
-    if part[by].nunique() > 1:
+    if part[by].nunique() > 1 and ("base" not in part or (part.recipe == part.base).any()):
         found["corrupted_accuracy"] = ("corrupted accuracy", part)
     return found
 

@@ -129,7 +129,8 @@ def test_a_field_is_varied_by_runs_alike_in_all_else(store):
     assert not any(name.startswith("varied") for name in figures.draw(store)), "the ladder varies no field alone"
     for alpha, accuracy in ((4.0, 0.6), (0.2, 0.7)):
         for seed in (0, 1):
-            record(store, QUICK.but(name=f"alpha-{alpha * 10:.0f}", mixup_alpha=alpha, seed=seed), accuracy)
+            made = QUICK.but(name=f"alpha-{alpha * 10:.0f}", mixup_alpha=alpha, seed=seed)
+            record(store, made, accuracy, corrupted=0.4)
     record(store, QUICK.but(name="wider", mixup_alpha=8.0, width=32), 0.9)
     record(store, QUICK.but(name="again", seed=7), 0.1)
     record(store, QUICK.but(name="plain", reduction=0), 0.5)
@@ -138,6 +139,7 @@ def test_a_field_is_varied_by_runs_alike_in_all_else(store):
     rows = figures.varied(table, "mixup_alpha")
     assert list(dict.fromkeys(rows.recipe)) == ["quick", "alpha-2", "alpha-40"], "by value, one recipe a value"
     assert list(dict.fromkeys(rows["value"])) == ["no Mixup (quick)", "mixup alpha 0.2", "mixup alpha 4"]
+    assert list(figures.measured(rows, "value")) == ["test_accuracy"], "quick was not counted on distorted images"
     axis = figures.draw(store)["varied_mixup_alpha"].axes[0]
     np.testing.assert_allclose(axis.lines[0].get_xdata(), [51.1, 70, 60])
     assert axis.get_title("left") == "mixup_alpha varied on quick, 8 of 300 epochs: mean of 2 or 3 seeds, 95 %"
