@@ -560,7 +560,8 @@ def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
 
 def bars(frame: pd.DataFrame, title: str, xlabel: str) -> Figure:
     """Horizontal bars side by side: a group a row, a bar a column, told apart by colour and hatch."""
-    figure, axis = new(height=0.3 * len(frame) + 1.3)
+    columns = frame.shape[1] if sum(map(len, frame.columns)) < 80 else 1  # of the legend
+    figure, axis = new(height=0.3 * len(frame) + 1.1 + 0.2 * frame.shape[1] / columns)
     y, thick = np.arange(len(frame))[::-1], 0.8 / frame.shape[1]
     for i, name in enumerate(frame.columns):
         axis.barh(y + (frame.shape[1] - 1 - 2 * i) * thick / 2, frame[name].to_numpy(float), thick, label=name,
@@ -568,7 +569,7 @@ def bars(frame: pd.DataFrame, title: str, xlabel: str) -> Figure:
                   linewidth=0.5)  # fmt: skip
     axis.set(title=title, xlabel=xlabel, yticks=y, yticklabels=list(frame.index), ylim=(-0.6, len(frame) - 0.4))
     axis.grid(axis="y", visible=False)
-    figure.legend(frameon=False, loc="outside lower center", ncols=frame.shape[1])
+    figure.legend(frameon=False, loc="outside lower center", ncols=columns)
     return figure
 
 

@@ -196,6 +196,14 @@ def test_without_a_run_the_figures_say_so(tmp_path):
     assert not (tmp_path / "figures").exists()
 
 
+def test_nothing_in_a_published_figure_is_cut_off(fresh_pyplot):
+    """Neither a legend nor a title, label or number reaches beyond the picture."""
+    for name, figure in figures.draw().items():
+        figure.canvas.draw()
+        needs, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert min(needs.x0, needs.y0) > -0.02 and needs.x1 < width + 0.02 and needs.y1 < height + 0.02, name
+
+
 def test_the_committed_figures_are_those_of_the_recorded_runs(tmp_path):
     """Pixel for pixel. Not byte for byte: the same pixels are packed otherwise by another zlib beneath Pillow."""
     drawn = figures.regenerate(tmp_path)
