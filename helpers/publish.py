@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from helpers import evaluate, runs
 from helpers.data import CIFAR10
+from helpers.recipe import RECIPES
 from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 
 LIMIT = 10_000_000  # bytes
@@ -67,6 +68,7 @@ def card(run: runs.Run, record: dict[str, Any], name: str, size: int) -> str:
         "another seed gives another accuracy, which the interval above does not cover.",
         "Whatever it is shown, it answers with one of the ten classes and a confidence. It was trained and tested on "
         f"32 x 32 images of {record['data']} alone.",
+        *_schedule(recipe["epochs"]),
         *_corruptions(run),
         f"Its validation accuracy of {percent(record['metrics']['val_accuracy'])} chose the epoch, which flatters it.",
     ]
@@ -103,6 +105,12 @@ precision the accuracy was {percent(run.record["test"]["accuracy"])}.
 ## Limits
 
 """ + "".join(f"* {limit}\n" for limit in limits)
+
+
+def _schedule(epochs: int) -> list[str]:
+    full = RECIPES["paper"].epochs
+    return [] if epochs >= full else [
+        f"{epochs} of the paper's {full} epochs, a reduced schedule. A short schedule punishes strong augmentation."]
 
 
 def _corruptions(run: runs.Run) -> list[str]:

@@ -196,6 +196,8 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
         try:
             run = read(path.parent)
             history = run.history
+            if path.parent.parts[-2:] != tuple(run.label.split("/")):
+                raise CourseError(f"{shown(path.parent)} holds the record of {run.label}: move it where that belongs.")
             if len(history) != run.record["recipe"]["epochs"]:
                 raise CourseError(f"{shown(path.parent)} has {len(history)} rows of history for "
                                   f"{run.record['recipe']['epochs']} epochs: train the run again.")  # fmt: skip

@@ -18,8 +18,9 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 LEVEL = 0.05  # of a test, and one less the coverage of an interval
 INSIDE = "inside the noise"
+UNCERTAIN = "uncertain"
 ONE_SEED = "one seed: nothing can be said"
-VERDICTS = ("higher", "lower", INSIDE, ONE_SEED)
+VERDICTS = ("higher", "lower", UNCERTAIN, INSIDE, ONE_SEED)
 
 
 def images_noise(accuracy: float, count: int = 10_000) -> float:
@@ -115,15 +116,18 @@ def holm(p: Iterable[float]) -> np.ndarray:
 
 
 def verdict(difference: float, p: float, noise: float = 0.0) -> str:
-    """What may be said of a difference: "higher" or "lower" where p is below 5 % and it exceeds twice the noise to
-    expect, else that it is inside the noise.
+    """What may be said of a difference: "inside the noise" where it does not exceed twice the noise to expect; beyond
+    it "higher" or "lower" where p is below 5 %, else "uncertain", since the seeds differ too much to tell.
 
-    The second condition is there because with three seeds a t test now and then meets three runs that agree by chance.
+    The noise counts because with three seeds a t test now and then meets three runs that agree by chance. Without a
+    noise to compare with, p alone decides.
     """
     if np.isnan(p):
         return ONE_SEED
-    if p >= LEVEL or abs(difference) <= 2 * noise:
+    if abs(difference) <= 2 * noise or (p >= LEVEL and not noise):
         return INSIDE
+    if p >= LEVEL:
+        return UNCERTAIN
     return "higher" if difference > 0 else "lower"
 
 

@@ -89,8 +89,7 @@ def recipes(table: pd.DataFrame) -> str:
             f"{first.train_size:,}", f"{first.epochs}", f"{row.seeds}", percent(row["mean"]),
             _interval(row.low, row.high) or row.note, _interval(row.lowest, row.highest),
             "" if pd.isna(row["std"]) else f"{100 * row['std']:.2f}", f"{100 * row.seeds_noise:.2f}",
-            f"{100 * row.images_noise:.2f}", _mean_of_all(part, "test_last_accuracy"),
-            _mean_of_all(part, "corrupted_accuracy"),
+            f"{100 * row.images_noise:.2f}", _mean_of_all(part, "test_last_accuracy"), _distorted(part),
         ))  # fmt: skip
     head = ("recipe", "tier", "augmentation, up to", "parameters", "images", "epochs", "seeds", "test accuracy, mean",
             "95 %, over seeds", "lowest to highest", "std", "expected over seeds", "over images", "last epoch",
@@ -102,6 +101,12 @@ def _mean_of_all(part: pd.DataFrame, column: str) -> str:
     """The mean over seeds; nothing where a seed was not measured, since the others would be a choice among them."""
     values = part[column].astype(float)
     return "" if values.isna().any() else percent(values.mean())
+
+
+def _distorted(rows: pd.DataFrame) -> str:
+    counts = sorted(set(rows.corrupted_count.dropna()))
+    mean = _mean_of_all(rows, "corrupted_accuracy")
+    return f"{mean} of {counts[0]:,.0f}" if mean and len(counts) == 1 else mean
 
 
 def ladders(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
@@ -123,7 +128,7 @@ def varied(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
         what = "One change at a time" if field == figures.OTHERS else f"`{field}`"
         found = compared(rows).reset_index(names="change" if field == figures.OTHERS else field)
         parts.append(f"{what} on `{rows.base.iloc[0]}` {_setting(rows)}:\n\n"
-                     f"{markdown(list(found), found.to_numpy().tolist())}\n{_capital(tally(found))}.\n"
+                     f"{markdown(list(found), found.to_numpy().tolist())}\n{_capital(tally(found))}. {_short(rows)}\n"
                      f"{_drawn(f'varied_{field}', page)}")  # fmt: skip
     return "\n".join(parts) or "None is recorded yet.\n"
 
@@ -201,9 +206,11 @@ def speed() -> str:
         ]  # fmt: skip
     whole = distorted.iloc[-1]
     share = f"{100 * loops.augment[ours, batches[0]]:.1f} %"
+    where = [table.device.iloc[0] for table in (steps, augmented, distorted)]
+    devices = where[0] if len(set(where)) == 1 else "{}; the augmentation on {}; the distortions on {}".format(*where)
     return (
         markdown(list(columns), list(zip(*columns.values(), strict=True)))
-        + f"\nOn {steps.device.iloc[0]}. The augmentation is {share} of a step of {batches[0]}. The "
+        + f"\nOn {devices}. The augmentation is {share} of a step of {batches[0]}. The "
         f"{len(distorted) - 1} scored distortions at five severities over 10,000 images ({whole.images:,} images) take "
         f"{whole.seconds:.0f} s.\n"
     )

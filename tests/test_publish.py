@@ -57,6 +57,12 @@ def test_the_card_says_recipe_data_metrics_and_limits(tested, tmp_path):
     assert max(map(len, card.splitlines())) < 300
 
 
+def test_the_committed_card_is_that_of_the_record():
+    path = ROOT / "data" / "weights" / "laptop.safetensors"
+    card = publish.card(runs.read(ROOT / "data/runs/laptop/0"), runs.read(path).record, path.name, path.stat().st_size)
+    assert path.with_suffix(".md").read_text() == card and "a reduced schedule" in card
+
+
 def test_the_full_network_takes_at_most_ten_megabytes(tested, tmp_path, monkeypatch):
     full = recipe.RECIPES["paper"].network()
     save_file(dict(full.state_dict()), tested.path / "best.safetensors")

@@ -92,13 +92,20 @@ def test_a_damaged_record_is_said_in_a_sentence(tmp_path, content):
 def test_what_a_record_must_hold_is_named_where_it_does_not(finished_tiny, tmp_path, change, said):
     for seed in ("0", "1"):
         shutil.copytree(finished_tiny, tmp_path / "tiny" / seed)
-    path = tmp_path / "tiny" / "0" / "run.json"
+    path = tmp_path / "tiny" / "1" / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(CourseError, match=said):
         runs.read(path.parent)
     with pytest.warns(UserWarning, match=said) as caught:
         assert len(runs.load(tmp_path)) == 1, "the other stays"
     assert len(caught) == 1
+
+
+def test_a_copy_of_a_run_is_no_other_seed(finished_tiny, tmp_path):
+    for seed in ("0", "5"):
+        shutil.copytree(finished_tiny, tmp_path / "tiny" / seed)
+    with pytest.warns(UserWarning, match=r"Left out: .*tiny/5 holds the record of tiny/0: move it"):
+        assert len(runs.load(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])

@@ -121,6 +121,7 @@ def test_holm_by_pencil():
 @pytest.mark.parametrize(
     ("case", "said"),
     [((0.02, 0.001), "higher"), ((-0.02, 0.001), "lower"), ((0.02, 0.05), stats.INSIDE), ((0.02, 0.2), stats.INSIDE),
+     ((0.02, 0.2, 0.005), stats.UNCERTAIN), ((-0.01, 0.2, 0.005), stats.INSIDE),
      ((0.02, 0.001, 0.01), stats.INSIDE), ((0.0201, 0.001, 0.01), "higher"), ((0.02, math.nan), stats.ONE_SEED)],
 )  # fmt: skip
 def test_the_verdict(case, said):
