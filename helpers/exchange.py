@@ -146,7 +146,7 @@ def unpack(
         for label, path in labels.items():
             new = temporary / "new" / label
             with _refusal(f"{label} in {shown(path)}", new):
-                notes = _check(new, label, root.resolve() == runs.RECORDED.resolve(), stand_in)
+                notes = check(new, label, root.resolve() == runs.RECORDED.resolve(), stand_in)
             state = _compare(new, root / label, replace)
             if state != "here already":
                 moves.append(label)
@@ -206,7 +206,7 @@ def _extract(path: Path, into: Path) -> list[str]:
 # --------------------------------------------------------------------------------------------------------- checking
 
 
-def _check(folder: Path, label: str, recorded: bool, stand_in: bool) -> list[str]:
+def check(folder: Path, label: str, recorded: bool, stand_in: bool) -> list[str]:
     """Raise CourseError if anything about an unpacked run is not as `pack` writes it; else what to say about it."""
     for name in RECORDS[:2]:
         if not (folder / name).exists():
@@ -233,6 +233,8 @@ def _check(folder: Path, label: str, recorded: bool, stand_in: bool) -> list[str
             _check_table(folder / name)
     _check_history(pd.read_csv(folder / "history.csv"), record)
     _check_test(test, folder / "test_correct.txt")
+    if "test_last" in record:
+        _check_test(record["test_last"])
     if "corrupted" in record and (folder / "shift.csv").exists():
         again = evaluate.corrupted(pd.read_csv(folder / "shift.csv"))
         if {**again, "accuracy": None} != {**record["corrupted"], "accuracy": None} or (
@@ -287,11 +289,16 @@ def _check_history(history: pd.DataFrame, record: dict[str, Any]) -> None:
         raise CourseError(f"its record and its history.csv differ in {', '.join(wrong)}")
 
 
-def _check_test(test: dict[str, Any], bits: Path) -> None:
+def _check_test(test: dict[str, Any], bits: Path | None = None) -> None:
     right = test["accuracy"] * test["count"]
-    if abs(right - round(right)) > 1e-6 or not test["low"] <= test["accuracy"] <= test["high"]:
-        raise CourseError("its test accuracy is not a share of its test images, inside its interval")
-    if bits.exists():
+    again = evaluate.share(round(right), test["count"])
+    if max(abs(test[name] - each) for name, each in zip(("accuracy", "low", "high"), again[:3], strict=True)) > 1e-6:
+        raise CourseError("its test accuracy is not a share of its test images, or its interval is another")
+    if "confusion" in test:
+        matrix = np.array(test["confusion"])
+        if (matrix.trace(), matrix.sum()) != (round(right), test["count"]):
+            raise CourseError("its confusion and its test accuracy differ")
+    if bits and bits.exists():
         found = np.unpackbits(np.frombuffer(bytes.fromhex(bits.read_text().strip()), np.uint8))
         if len(found) != -(-test["count"] // 8) * 8 or abs(found.sum() - right) > HAIR * test["count"]:
             raise CourseError("its test_correct.txt and its test accuracy differ")

@@ -294,6 +294,7 @@ def test_nothing_that_differs_from_itself_is_believed(content, tmp_path):
         return {names[name]: content[names[name]].decode().replace(old, new, 1).encode()}
 
     rows = content[names["history.csv"]].decode().splitlines(keepends=True)
+    better = evaluate.share(1_999, 2_000)
     for changed, said in (
         (record(lambda r: r["recipe"].update(seed=1)), r"its record is that of tiny/1"),
         (record(lambda r: r["recipe"].update(name="../x")), "name"),
@@ -306,7 +307,10 @@ def test_nothing_that_differs_from_itself_is_believed(content, tmp_path):
         (record(lambda r: r["metrics"].update(train_loss=float("nan"))), "NaN, which is no number"),
         (record(lambda r: r["test"].update(accuracy=0.12345)), "not a share of its test images"),
         (record(lambda r: r["test"].update(accuracy=r["test"]["low"] - 0.01)), "not a share of its test images"),
-        (record(lambda r: r["test"].update(count=2_008, accuracy=1, high=1)), "test_correct.txt and its test accuracy"),
+        (record(lambda r: r["test"].update(low=0.0)), "or its interval is another"),
+        (record(lambda r: r["test"].update(accuracy=better.value, low=better.low, high=better.high)),
+         "its confusion and its test accuracy differ"),
+        (record(lambda r: r["test_last"].update(accuracy=0.99)), "or its interval is another"),
         (record(lambda r: r.pop("test")), "it has not been tested"),
         (record(lambda r: r.update(parameters=7)), "it has 7 parameters"),
         (record(lambda r: r.pop("commit")), r"it is not a finished run \(\$: 'commit' is a required property"),
