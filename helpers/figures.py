@@ -223,12 +223,12 @@ def vary(rows: pd.DataFrame, field: str) -> Figure:
 OTHERS = "others"  # the fields of which one value beside the base's has been run, together
 
 
-def fields(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def fields(table: pd.DataFrame, base: str = "quick") -> dict[str, pd.DataFrame]:
     """field -> the rows of `varied`, for each field that has three values or more there; below OTHERS the fields that
     have two, the base once and then each with its other value. Stages are a ladder's matter.
     """
     names = [name for name in recipe.RECIPES["paper"].to_dict() if name not in ("name", "seed", "stage")]
-    found = {name: rows for name in names if len(rows := varied(table, name))}
+    found = {name: rows for name in names if len(rows := varied(table, name, base))}
     several = {name: rows for name, rows in found.items() if rows["value"].nunique() > 2}
     others = [rows for rows in found.values() if rows["value"].nunique() == 2]
     if others:
@@ -236,6 +236,12 @@ def fields(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         parts = [others[0][own].assign(value=others[0].base), *(rows[rows.recipe != rows.base] for rows in others)]
         several[OTHERS] = pd.concat(parts, ignore_index=True)
     return several
+
+
+def all_varied(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """(the figure's name, field, rows) of `fields`, on quick and on the paper's recipe."""
+    return [(f"varied_{field}" + f"_{base}" * (base != "quick"), field, rows)
+            for base in ("quick", "paper") for field, rows in fields(table, base).items()]  # fmt: skip
 
 
 def beside(table: pd.DataFrame, name: str, root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -293,7 +299,7 @@ def draw(root: Path = runs.RECORDED) -> dict[str, Figure]:
             drawn["reported_reproduced"] = reported(table)
     tested = table.dropna(subset=["test_accuracy"])
     drawn |= {f"ladder_{base.name}": ladder(tested, base) for base in bases(tested)}
-    drawn |= {f"varied_{field}": vary(rows, field) for field, rows in fields(tested).items()}
+    drawn |= {name: vary(rows, field) for name, field, rows in all_varied(tested)}
     for name, file, make in (("kind_severity", "shift.csv", kind_severity),
                              ("predicted_accuracy", estimate.FILE, predicted_accuracy)):  # fmt: skip
         found, rows = beside(table, file, root)

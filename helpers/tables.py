@@ -122,14 +122,14 @@ def ladders(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
 
 
 def varied(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
-    """Every field of the recipe `quick` that was varied alone: its values with intervals, each less the base's."""
+    """Every field of `quick` and of `paper` that was varied alone: its values with intervals, each less the base's."""
     parts = []
-    for field, rows in figures.fields(table).items():
+    for name, field, rows in figures.all_varied(table):
         what = "One change at a time" if field == figures.OTHERS else f"`{field}`"
         found = compared(rows).reset_index(names="change" if field == figures.OTHERS else field)
         parts.append(f"{what} on `{rows.base.iloc[0]}` {_setting(rows)}:\n\n"
                      f"{markdown(list(found), found.to_numpy().tolist())}\n{_capital(tally(found))}. {_short(rows)}\n"
-                     f"{_drawn(f'varied_{field}', page)}")  # fmt: skip
+                     f"{_drawn(name, page)}")  # fmt: skip
     return "\n".join(parts) or "None is recorded yet.\n"
 
 

@@ -149,7 +149,11 @@ def test_a_field_is_varied_by_runs_alike_in_all_else(store):
 def test_fields_of_every_kind_can_be_varied(store):
     record(store, QUICK.but(name="deep", blocks=(2, 1, 1, 1)), 0.6)
     record(store, QUICK.but(name="smooth", nesterov=True), 0.6)
+    for made in recipe.named("strength", "paper"):
+        record(store, made, 0.9)
     table = runs.load(store)
+    assert "varied_strength_paper" in figures.draw(store) and "varied_strength" not in figures.draw(store)
+    assert figures.alt("varied_strength_paper") == figures.ALT["varied"]
     others = figures.fields(table)[figures.OTHERS]
     assert list(dict.fromkeys(others["value"])) == ["quick", "blocks [2, 1, 1, 1]", "nesterov True"]
     assert len(others) == len(table[table.recipe == "quick"]) + 2 and set(others.base) == {"quick"}
