@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -138,8 +139,6 @@ app.add_typer(store, name="runs")
 @store.command("list")
 def runs_list(root: Annotated[Path | None, typer.Option(help="Default: data/runs, the recorded runs.")] = None) -> None:
     """A line for each run: what it is, what it reached, what is kept of it."""
-    import warnings
-
     from helpers import runs
 
     with warnings.catch_warnings(record=True) as problems:
@@ -367,6 +366,7 @@ def _stop(*_: object) -> None:
 def main() -> None:
     """Run a command; a mistake the user can mend is one sentence and exit code 1, never a traceback."""
     signal.signal(signal.SIGINT, _stop)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
     except CourseError as error:

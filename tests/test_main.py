@@ -50,6 +50,7 @@ def test_help_names_every_public_command():
     (("train", "quick", "--set", "nesterov=1"), "nesterov=1 is unknown"),
     (("reproduce", "--only", "99"), "no notebook '99': choose from"),
     (("sweep", "nope"), "no recipe 'nope'"),
+    (("sweep", "quick", "--root", ROOT / "README.md", "--stand-in"), "README.md is a file, and runs need a folder"),
     (("evaluate", "/nonexistent/run"), "is not a finished run"),
     (("evaluate", "--weights", "/nonexistent/w.safetensors"), "is not a finished run"),
     (("evaluate",), "Give one run to evaluate"),

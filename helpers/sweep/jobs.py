@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from helpers import checkpoint, data, evaluate, runs, train
 from helpers.recipe import Recipe
-from helpers.runtime import CourseError, device_name, percent, pick_device
+from helpers.runtime import CourseError, device_name, percent, pick_device, shown
 
 FINISHED = "finished"
 QUIET = 300.0  # seconds after which a line is due off a terminal, even if no run has ended
@@ -45,6 +45,8 @@ class Job:
 def plan(recipes: Iterable[Recipe], seeds: Iterable[int], root: Path, stand_in: bool = False,
          corruptions: int = 0) -> list[Job]:  # fmt: skip
     """Every run that is asked for, once, with what is left of it. Reads the folders below `root`, writes nothing."""
+    if Path(root).exists() and not Path(root).is_dir():
+        raise CourseError(f"{shown(root)} is a file, and runs need a folder: give another --root.")
     seeds, source = list(seeds), data.source(stand_in)
     asked = dict.fromkeys(recipe.but(seed=seed) for recipe in recipes for seed in seeds)
     return [_look(recipe, Path(root) / recipe.name / str(recipe.seed), source, corruptions) for recipe in asked]
