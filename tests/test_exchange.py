@@ -159,7 +159,7 @@ def test_nothing_here_is_overwritten_unless_asked(store, tmp_path):
     assert tree(here) == before
 
     record = runs.read(here / "tiny" / "0").record
-    runs.write_record(here / "tiny" / "0", {**record, "seconds": 1.0})
+    runs.write_record(here / "tiny" / "0", {**record, "seconds": record["seconds"] + 1})
     refused([path], here, r"holds another run\.json")
     exchange.unpack([path], here, replace=True)
     assert set(tree(here)) == {f"tiny/0/{name}" for name in RECORD | {"best.safetensors"}}, "another run goes whole"

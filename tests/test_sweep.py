@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from io import BytesIO
@@ -286,7 +287,7 @@ def test_the_command_tells_accuracies_and_failures(reference, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (("papper",), "no recipe 'papper'.*Sweeps: ladder, mixup, se, dropout, warmup, rate, schedule"),
+    (("papper",), "no recipe 'papper'.*Sweeps: ladder, mixup, strength, se, dropout, warmup, rate, schedule, beyond"),
     (("ladder", "--base", "nope"), "no recipe 'nope'"),
 ])  # fmt: skip
 def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
@@ -400,12 +401,13 @@ LONG = [made.but(epochs=30) for made in PAIR]
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory):
+def nodes():
     """A Ray cluster of two workers with a CPU each; their scratch folders are below its `scratch`."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]'")
     from ray.cluster_utils import Cluster
 
-    folder = tmp_path_factory.mktemp("cluster")
+    scratch = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)  # a short path, for its sockets
+    folder = Path(scratch.name)
     # Each of Ray's dozen helpers imports jsonschema, which spends two thirds of their start on a grammar of URLs, and a
     # node gives up on helpers that are not there in 15 seconds: long on a machine of one's own, short on a busy one.
     (folder / "rfc3987_syntax.py").write_text("raise ImportError\n")
@@ -419,6 +421,7 @@ def nodes(tmp_path_factory):
         made.workers = [made.add_node(num_cpus=1) for _ in range(2)]
         yield made
         made.shutdown()
+    scratch.cleanup()
 
 
 @pytest.fixture
