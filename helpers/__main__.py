@@ -141,10 +141,7 @@ def runs_list(root: Annotated[Path | None, typer.Option(help="Default: data/runs
     """A line for each run: what it is, what it reached, what is kept of it."""
     from helpers import runs
 
-    with warnings.catch_warnings(record=True) as problems:
-        table = runs.load(root or runs.RECORDED)
-    for problem in problems:
-        print(problem.message)
+    table = runs.load(root or runs.RECORDED)
     if table.empty:
         raise CourseError(f"There is no finished run in {shown(root or runs.RECORDED)}: train one first.")
     print(runs.listing(table, root or runs.RECORDED).to_string(index=False))

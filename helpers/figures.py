@@ -26,7 +26,6 @@ REPORTED = {
     "val_accuracy": ("validation, as it is", None),
     "test_accuracy": ("test, as it is", PAPER_TEST_ACCURACY),
 }
-SHORT = "A short schedule punishes strong augmentation."  # said wherever a reduced schedule is shown
 NEAREST = ("paper", "laptop", "quick")  # the recipes that stand for the paper's, the nearest first
 TIERS = ("gpu", "cpu", "quick")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from helpers import evaluate, runs
 from helpers.data import CIFAR10
-from helpers.recipe import RECIPES
+from helpers.recipe import RECIPES, SHORT
 from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 
 LIMIT = 10_000_000  # bytes
@@ -109,8 +109,7 @@ precision the accuracy was {percent(run.record["test"]["accuracy"])}.
 
 def _schedule(epochs: int) -> list[str]:
     full = RECIPES["paper"].epochs
-    return [] if epochs >= full else [
-        f"{epochs} of the paper's {full} epochs, a reduced schedule. A short schedule punishes strong augmentation."]
+    return [] if epochs >= full else [f"{epochs} of the paper's {full} epochs, a reduced schedule. {SHORT}"]
 
 
 def _corruptions(run: runs.Run) -> list[str]:

@@ -16,6 +16,7 @@ from helpers.runtime import CourseError
 
 PRECISIONS = ("bfloat16", "float32")
 SCHEDULES = ("cosine", "constant")
+SHORT = "A short schedule punishes strong augmentation."  # said wherever a reduced schedule is shown
 
 # What a number may be: (lowest, highest), both allowed. Wider than anyone needs, narrow enough to catch a slip.
 _RANGES: dict[str, tuple[float, float]] = {

@@ -188,8 +188,8 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
     of the last epoch's; corrupted_accuracy under distortions, on corrupted_count images at corrupted_severities (as
     text); data, parameters, best_epoch, seconds (wall clock), images_per_second, device, commit, versions
     (as text); tier; ema (whether those weights are a moving average); stale (the fields that the named recipe has
-    changed since, see `current`); and `history`, whose cells are DataFrames with a row an epoch. A damaged run is left
-    out, with a warning that names it.
+    changed since, see `current`); and `history`, whose cells are DataFrames with a row an epoch. A damaged run, and one
+    that lies in another's folder, is left out, with a warning that names it.
     """
     rows = []
     for path in sorted(Path(root).glob("*/*/run.json")):

@@ -150,7 +150,7 @@ def _capital(text: str) -> str:
 
 def _short(rows: pd.DataFrame) -> str:
     """What to bear in mind of runs of fewer epochs than the paper's; nothing of others."""
-    return "" if rows.epochs.max() >= recipe.RECIPES["paper"].epochs else f"A reduced schedule. {figures.SHORT}"
+    return "" if rows.epochs.max() >= recipe.RECIPES["paper"].epochs else f"A reduced schedule. {recipe.SHORT}"
 
 
 def _drawn(name: str, page: Path) -> str:

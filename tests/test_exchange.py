@@ -294,7 +294,12 @@ def test_nothing_that_differs_from_itself_is_believed(content, tmp_path):
         return {names[name]: content[names[name]].decode().replace(old, new, 1).encode()}
 
     rows = content[names["history.csv"]].decode().splitlines(keepends=True)
-    better = evaluate.share(1_999, 2_000)
+    better, more = evaluate.share(1_999, 2_000), evaluate.share(2_008, 2_008)
+
+    def longer(r):
+        r["test"].update(count=more.count, accuracy=more.value, low=more.low, high=more.high)
+        r["test"]["confusion"] = [[251 * (row == column) for column in range(8)] for row in range(8)]
+
     for changed, said in (
         (record(lambda r: r["recipe"].update(seed=1)), r"its record is that of tiny/1"),
         (record(lambda r: r["recipe"].update(name="../x")), "name"),
@@ -311,6 +316,7 @@ def test_nothing_that_differs_from_itself_is_believed(content, tmp_path):
         (record(lambda r: r["test"].update(accuracy=better.value, low=better.low, high=better.high)),
          "its confusion and its test accuracy differ"),
         (record(lambda r: r["test_last"].update(accuracy=0.99)), "or its interval is another"),
+        (record(longer), "test_correct.txt and its test accuracy"),
         (record(lambda r: r.pop("test")), "it has not been tested"),
         (record(lambda r: r.update(parameters=7)), "it has 7 parameters"),
         (record(lambda r: r.pop("commit")), r"it is not a finished run \(\$: 'commit' is a required property"),

@@ -37,7 +37,8 @@ def test_every_published_figure_is_on_the_page_beside_it_and_no_link_is_broken()
 
 @pytest.mark.parametrize(
     "number",
-    [r"\d\d\.\d\d %", r"\d\d\.\d\d to \d", r"\d\.\d ×", r"\(p 0\.\d\d\d\)", r"uncertain \(", r"take \d+ s"],
+    [r"\d\d\.\d\d %", r"\d\d\.\d\d to \d", r"\d\.\d ×", r"\(p 0\.\d\d\d\)", r"inside the noise \(", r"uncertain \(",
+     r"take \d+ s"],
 )
 def test_a_number_tampered_with_is_noticed(number):
     """The first of its form between markers of a page; refreshing mends it."""
@@ -91,7 +92,7 @@ def test_a_ladder_of_one_seed_says_so(tmp_path):
         record(tmp_path, rung, 0.5)
     text = tables.ladders(runs.load(tmp_path))
     rows = cells(text)[2:]
-    assert "10,000 images, seeds 0)" in text and figures.SHORT in text
+    assert "10,000 images, seeds 0)" in text and recipe.SHORT in text
     assert [row[1] for row in rows] == ["50.00 %"] * 3
     assert [row[2::2] for row in rows[1:]] == [["+0.00", stats.ONE_SEED]] * 2
     assert "Test: of 2 differences 2 with one seed, of which nothing can be said." in text
