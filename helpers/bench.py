@@ -146,7 +146,7 @@ def _contest(name: str, batch_size: int, seconds: float) -> tuple[float, float]:
     batches = CONTESTANTS[name][0](images, batch_size)
     for _ in range(4):  # as many as two workers prefetch, so that none of these is counted
         next(batches)
-    return _rate(lambda: next(batches), batch_size, seconds), _peak_mb() - before
+    return _rate(lambda: next(batches), batch_size, seconds), max(0.0, _peak_mb() - before)
 
 
 def augment_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 3.0, rounds: int = 2) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from helpers import data
+from helpers import augment, data
 from helpers.runtime import ROOT, CourseError
 
 needs_cifar = pytest.mark.skipif(
@@ -55,6 +55,17 @@ def test_load_equals_torchvision(split, count):
     assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), reference.data)
     assert labels.tolist() == reference.targets
     assert tuple(reference.classes) == data.CLASSES
+
+
+@needs_cifar
+def test_the_mean_and_std_of_cifar10_are_those_of_its_training_images():
+    from torchvision.datasets import CIFAR10
+
+    pixels = CIFAR10(data.data_root(), train=True).data.reshape(-1, 3) / 255
+    assert augment.CIFAR10_MEAN == pytest.approx(pixels.mean(0), abs=5e-5)
+    assert augment.CIFAR10_STD == pytest.approx(pixels.std(0), abs=5e-5)
+    mean, std = augment.channel_stats(data.load_cifar10("train")[0])
+    assert mean == pytest.approx(pixels.mean(0)) and std == pytest.approx(pixels.std(0))
 
 
 @needs_cifar

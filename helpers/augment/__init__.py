@@ -27,6 +27,8 @@ STAGES = ("none", "crop_flip", "erasing", "colour", "sharpness_blur", "rotation_
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # `channel_stats` of the 50,000 training images, as a test computes again
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Augment:
             *[s.erase_area] * s.erase_tries,
             *[(math.log(s.erase_ratio[0]), math.log(s.erase_ratio[1]))] * s.erase_tries,
         )
-        self.ranges = tuple((low, high - low) for low, high in ranges)  # by row of `draw`
+        # Two columns with a row for each row of `draw`: the lowest number, and how far the highest lies above it.
+        self.ranges = tuple((low,) for low, _ in ranges), tuple((high - low,) for low, high in ranges)
         self.chances = ((s.sharpness_p,), (s.blur_p,), (s.erase_p,))
 
     def __repr__(self) -> str:
@@ -146,13 +149,14 @@ class Augment:
 
     def draw(self, batch: int, size: tuple[int, int], generator: torch.Generator | None, device: torch.device) -> Drawn:
         """Draw for `batch` images of `size` (height, width): uniform numbers in one call, then transformed."""
-        low, span = constant(self.ranges, device).split(1, dim=1)
+        low, span = (constant(column, device) for column in self.ranges)
         u = torch.rand(len(low), batch, generator=generator, device=device).mul_(span).add_(low)
         op, magnitude, geometry = policies.draw(self.policy, u[0:5], size)
-        angle, side, right, down = u[5:9].double()
+        angle, side = u[5:7].double()
+        right, down = u[7:9].floor().double()
         cos, sin, mirror = angle.cos(), angle.sin(), torch.ones_like(side).copysign_(side)
-        rows = (mirror * cos, -mirror * sin, right.floor_(), sin, cos, down.floor_())
-        matrix = torch.stack(rows, dim=1).unflatten(1, (2, 3))
+        rows = (mirror * cos, mirror.neg_().mul_(sin), right, sin, cos, down)
+        matrix = torch.stack(rows, dim=1).view(batch, 2, 3)
         if self._does("rotation_autoaugment"):
             matrix = families.compose(matrix, geometry)
         sharpened, blurred, erased = u[14:17] < constant(self.chances, device)
@@ -188,13 +192,14 @@ class Augment:
 
     def _draw_box(self, u: Tensor, erased: Tensor, size: tuple[int, int]) -> Tensor:
         """Boxes [B, 4] to erase, the first of several tries that fits, as torchvision's RandomErasing draws them."""
-        s, limit = self.settings, constant(((size[0],), (size[1],)), u.device)
-        area, ratio = u[2 : 2 + s.erase_tries] * (size[0] * size[1]), u[2 + s.erase_tries :].exp()
+        limit = constant(((size[0],), (size[1],)), u.device)
+        start, area, ratio = u.split_with_sizes((2, self.settings.erase_tries, self.settings.erase_tries))
+        area, ratio = area * (size[0] * size[1]), ratio.exp()
         sides = torch.stack((area * ratio, area / ratio), dim=1).sqrt_().round_()  # [tries, 2, B]: height and width
         fits = (sides < limit).all(1).logical_and_(erased)
         first = fits & (fits.cumsum(0) == 1)
         sides = (sides * first.unsqueeze(1)).sum(0)
-        start = (u[0:2] * (limit - sides + 1)).floor_()
+        start = (limit - sides).add_(1).mul_(start).floor_()
         return torch.cat((start, sides)).T
 
 

@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma with the digits that torchvision uses
+LEVELS = tuple(range(256))
+WHITE = (255.0,)
+ONE = (1.0,)
 HALF = 0.5  # torchvision floors each grey pixel; half a level is what that takes on average
 
 
@@ -25,7 +28,8 @@ HALF = 0.5  # torchvision floors each grey pixel; half a level is what that take
 def constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """A small constant, numbers or rows of them, on a device, copied there once.
 
-    A copy per call would stall CUDA and break graph capture.
+    A copy per call would stall CUDA and break graph capture. On the CPU a batch costs hundreds of small calls, of which
+    one with a Python number takes up to three times as long, since torch makes a tensor of it each time: hence WHITE.
     """
     with torch.inference_mode(False):  # autograd may meet it too, whoever asks for it first
         return torch.tensor(values, dtype=dtype, device=device)
@@ -80,8 +84,8 @@ def each_its_own(which: Tensor, operations: Iterable[Callable[..., Tensor]], x: 
         return x
     before = sum(count for position, count in found.items() if position < 0)
     rows = which.argsort().narrow(0, before, sum(counts))
-    parts = zip(*(n.index_select(0, rows).split(counts) for n in (x, *numbers)), strict=True)
-    changed = [operation(*part) for operation, part in zip(operations, parts, strict=True) if len(part[0])]
+    parts = zip(*(n.index_select(0, rows).split_with_sizes(counts) for n in (x, *numbers)), strict=True)
+    changed = [operation(*part) for operation, part, count in zip(operations, parts, counts, strict=True) if count]
     return x.index_copy_(0, rows, torch.cat(changed))
 
 
@@ -148,29 +152,29 @@ def _posterize(table: Tensor, occurs: Tensor, bits: Tensor) -> Tensor:
 
 
 def _solarize(table: Tensor, occurs: Tensor, threshold: Tensor) -> Tensor:
-    return torch.where(table >= threshold, 255 - table, table)
+    return torch.where(table >= threshold, _invert(table), table)
 
 
 def _autocontrast(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
-    absent = occurs == 0
-    darkest = torch.where(absent, 255, table).amin(2, keepdim=True)
-    spread = torch.where(absent, 0, table).amax(2, keepdim=True).sub_(darkest).mul_(1 / 255)
+    present, white = occurs.bool(), constant(WHITE, table.device)
+    darkest = torch.where(present, table, white).amin(2, keepdim=True)
+    spread = torch.where(present, table, 0).amax(2, keepdim=True).sub_(darkest).mul_(1 / 255)
     stretched = (table - darkest).div_(spread).clamp_(0, 255).floor_()
-    return torch.where(spread > 0, stretched, table)
+    return torch.where(spread.bool(), stretched, table)
 
 
 def _equalize(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
     level = table.int().long()
     after = histogram(level, occurs)
     below = after.cumsum(2).sub_(after)
-    most = torch.where(after > 0, below, 0).amax(2, keepdim=True)  # all pixels but those of the brightest level
-    step = most.div_(255, rounding_mode="floor")
-    spread = below.add_((step / 2).floor_()).div_(step).floor_().clamp_(max=255)
-    return torch.where(step > 0, spread.gather(2, level), table)  # too few levels to spread: left alone
+    most = torch.where(after.bool(), below, 0).amax(2, keepdim=True)  # all pixels but those of the brightest level
+    step = most.div_(constant(WHITE, table.device)).floor_()
+    spread = below.add_((step * 0.5).floor_()).div_(step).floor_().clamp_(max=255)
+    return torch.where(step.bool(), spread.gather(2, level), table)  # too few levels to spread: left alone
 
 
-def _invert(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
-    return 255 - table
+def _invert(table: Tensor, *_: Tensor) -> Tensor:
+    return torch.sub(constant(WHITE, table.device), table)
 
 
 TONES = {
@@ -196,8 +200,8 @@ def look_up(x: Tensor, tones: Tensor, magnitudes: Tensor) -> Tensor:
     torchvision's units. Sources: torchvision.transforms.v2.functional; PIL.ImageOps for equalize.
     """
     level = x.flatten(2).int().long()  # quicker than float to int64 at once
-    occurs = histogram(level, torch.ones((), device=x.device).expand(level.shape))
-    table = torch.arange(256, dtype=torch.float32, device=x.device).repeat(*level.shape[:2], 1)
+    occurs = histogram(level, constant(ONE, x.device).expand(level.shape))
+    table = constant(LEVELS, x.device).expand(*level.shape[:2], 256).contiguous()
     for tone, magnitude in zip(tones.unbind(1), magnitudes.unbind(1), strict=True):
         table = each_its_own(tone, TONES.values(), table, occurs, magnitude.view(-1, 1, 1))
     return table.gather(2, level).view(x.shape)
@@ -218,7 +222,8 @@ def colour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) 
     brightness, contrast, saturation = (factor.view(-1, 1, 1) for factor in (brightness, contrast, saturation))
     gain = brightness * contrast
     mix = torch.lerp(grey, as_it_is, saturation).mul_(gain)
-    offset = (brightness - gain).mul_(grey_of(pixels.mean(2, keepdim=True))).sub_((1 - saturation).mul_(HALF))
+    faded = torch.sub(constant(ONE, x.device), saturation)
+    offset = (brightness - gain).mul_(grey_of(pixels.mean(2, keepdim=True))).sub_(faded, alpha=HALF)
     return torch.baddbmm(offset, mix, pixels).clamp_(0, 255).view(x.shape)
 
 
@@ -259,22 +264,23 @@ def smooth(x: Tensor, side: Tensor | None = None) -> Tensor:
     width = x.shape[3]
     x = x.flatten(2)
     for step in (width, 1):
-        count = x.shape[2] - 2 * step
-        sides = x.narrow(2, 0, count) + x.narrow(2, 2 * step, count)
-        x = (sides if side is None else sides.mul_(side)).add_(x.narrow(2, step, count))
-    return x.div_(9 if side is None else (1 + 2 * side) ** 2).unfold(2, width - 2, width)
+        before, here, after = x.unfold(2, x.shape[2] - 2 * step, step).unbind(2)
+        sides = before + after
+        x = (sides if side is None else sides.mul_(side)).add_(here)
+    return x.div_(9 if side is None else side.mul(2).add_(1).square_()).unfold(2, width - 2, width)
 
 
 def sharpen(x: Tensor, factor: Tensor) -> Tensor:
     """Away from (factor > 1) or towards (< 1) the 3x3 mean with centre weight 5 of 13; the border stays. In place."""
     if min(x.shape[2:]) > 2:
-        x[..., 1:-1, 1:-1].lerp_(smooth(x), per_image((1 - factor) * (9 / 13)))
+        inner = x.narrow(2, 1, x.shape[2] - 2).narrow(3, 1, x.shape[3] - 2)
+        inner.lerp_(smooth(x), per_image((factor - 1).mul_(-9 / 13)))
     return x.clamp_(0, 255)
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur with a 3x3 kernel and mirrored borders, standard deviation `sigma` [B] in pixels."""
-    side = (-0.5 / sigma**2).exp_().view(-1, 1, 1)
+    side = sigma.square().reciprocal_().mul_(-0.5).exp_().view(-1, 1, 1)
     return smooth(F.pad(x, (1, 1, 1, 1), mode="reflect"), side)
 
 
@@ -284,6 +290,7 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
 def outside(box: Tensor, size: tuple[int, int]) -> Tensor:
     """1 outside and 0 inside each image's box [B, 4] (top, left, height, width): float32 [B, 1, H, W]."""
     place = constant(tuple(range(max(size))), box.device)
-    start, length = box.unsqueeze(2).split(2, dim=1)
-    inside = ((place >= start) & (place < start + length)).float()
-    return 1 - inside[:, :1, : size[0], None] * inside[:, 1:, None, : size[1]]
+    start, length = box.unsqueeze(2).split_with_sizes((2, 2), dim=1)
+    down, right = ((place >= start) & (place < start + length)).float().unbind(1)
+    inside = down.narrow(1, 0, size[0]).unsqueeze(2) * right.narrow(1, 0, size[1]).unsqueeze(1)
+    return torch.sub(constant(ONE, box.device), inside).unsqueeze(1)

@@ -127,7 +127,8 @@ def draw(policy: str, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, T
     sub_policy = (uniform[0] * len(thresholds)).long()
     yes = thresholds.index_select(0, sub_policy) > uniform[1:].T
     digits = (yes * constant((8, 4, 2, 1), uniform.device, torch.int64)).sum(1)
-    return tuple(table.index_select(0, sub_policy * 16 + digits) for table in outcomes)
+    outcome = digits.add_(sub_policy, alpha=16)
+    return tuple(table.index_select(0, outcome) for table in outcomes)
 
 
 def _pixels_read(op: Tensor) -> Tensor:
