@@ -331,13 +331,14 @@ def curves(
 def lines(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str, ylabel: str
 ) -> Figure:
-    """Named (x, y) series in one panel, told apart by colour and dash; several are named beside it, over no line."""
-    figure, axis = new(height=3.0)
+    """Named (x, y) series in one panel, told apart by colour and dash; several are named below it, over no line."""
+    columns = 4 if sum(map(len, series)) < 70 else 2  # of the legend
+    figure, axis = new(height=3.0 + 0.22 * -(-len(series) // columns))
     for i, (name, (x, y)) in enumerate(series.items()):
         axis.plot(x, y, linestyle=DASHES[i % 7], color=PALETTE[i % 10], label=name, linewidth=1.6)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(series) > 1:
-        figure.legend(frameon=False, loc="outside right upper")
+        figure.legend(frameon=False, loc="outside lower center", ncols=columns)
     return figure
 
 

@@ -493,11 +493,12 @@ def test_the_name_of_the_worst_kind_lies_over_no_point():
     assert name.count_contains(axis.transData.transform(axis.lines[1].get_xydata())) == 0
 
 
-def test_the_names_of_lines_stand_beside_the_panel():
-    figure = plots.lines({name: ([1, 2], [i, i]) for i, name in enumerate("abc")}, "title", "x", "y")
+@pytest.mark.parametrize("names", ["abc", [f"line {i} with quite a long name" for i in range(7)]])
+def test_the_names_of_lines_stand_below_the_panel(names):
+    figure = plots.lines({name: ([1, 2], [i, i]) for i, name in enumerate(names)}, "title", "x", "y")
     figure.canvas.draw()
-    names = figure.legends[0].get_window_extent()
-    assert names.x0 > figure.axes[0].bbox.x1 and figure.bbox.count_contains(names.corners()) == 4
+    legend, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_tightbbox()
+    assert legend.y1 < panel.y0 and figure.bbox.count_contains(legend.corners()) == 4
 
 
 # --------------------------------------------------------------------------------------------------- no colour alone
