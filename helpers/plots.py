@@ -331,13 +331,14 @@ def curves(
 def lines(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str, ylabel: str
 ) -> Figure:
-    """Named (x, y) series in one panel, told apart by colour and dash."""
-    figure, axis = new(height=3.0)
+    """Named (x, y) series in one panel, told apart by colour and dash; several are named below it, over no line."""
+    columns = 4 if sum(map(len, series)) < 70 else 2  # of the legend
+    figure, axis = new(height=3.0 + 0.22 * -(-len(series) // columns))
     for i, (name, (x, y)) in enumerate(series.items()):
         axis.plot(x, y, linestyle=DASHES[i % 7], color=PALETTE[i % 10], label=name, linewidth=1.6)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(series) > 1:
-        axis.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -535,7 +536,8 @@ def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
     """Predicted against true accuracy on known distortions, a panel a method with its error and the line of equals.
 
     trials: columns kind, severity, method, predicted, true, the last two in [0, 1]; severities differ in colour and
-    marker, and the farthest point carries its kind. errors: a row a method, columns method, error, low, high.
+    marker. A thin line leads to the farthest point from its kind, named in the corner, where points are rare.
+    errors: a row a method, columns method, error, low, high.
     """
     figure, axes = new(1, len(errors), width=3.0 * len(errors), height=3.7, sharex=True, sharey=True, squeeze=False)
     values = 100 * trials[["true", "predicted"]].to_numpy()
@@ -547,9 +549,9 @@ def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
             axis.plot(100 * points.true, 100 * points.predicted, linestyle="", marker=MARKERS[i % 7], markersize=5,
                       color=PALETTE[i % 10], alpha=0.8, label=f"severity {severity}")  # fmt: skip
         worst = part.loc[(part.predicted - part.true).abs().idxmax()]
-        axis.annotate(worst.kind.replace("_", " "), (100 * worst.true, 100 * worst.predicted), xytext=(7, -4),
-                      textcoords="offset points", va="center", fontsize=SMALL,
-                      path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+        axis.annotate(worst.kind.replace("_", " "), (100 * worst.true, 100 * worst.predicted), xytext=(0.04, 0.96),
+                      textcoords="axes fraction", va="top", fontsize=SMALL,
+                      arrowprops={"arrowstyle": "-", "color": GREY, "relpos": (0.3, 0), "shrinkB": 4})  # fmt: skip
         axis.set(title=f"{row.method}: {100 * row.error:.1f} points off\n[{100 * row.low:.1f}, {100 * row.high:.1f}]",
                  xlabel="true accuracy, %", xlim=ends, ylim=ends)  # fmt: skip
     axes[0][0].set_ylabel("predicted without labels, %")

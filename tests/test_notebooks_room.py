@@ -329,7 +329,7 @@ FAULTS = {
     "address": (add_output("display_data", data={"text/plain": "<a.B object at 0x7f00aa>"}), "address"),
     "too large": (set_source(6, "word " * 70_000), "at most 300 KB"),
     "too few cells": (lambda nb: [nb.cells.pop(5) for _ in range(3)], "has 19 cells before its exercises"),
-    "too many cells": (lambda nb: [nb.cells.insert(5, new_markdown_cell("x")) for _ in range(43)], "65 cells"),
+    "too many cells": (lambda nb: [nb.cells.insert(5, new_markdown_cell("x")) for _ in range(51)], "73 cells"),
     "long cell": (set_source(3, "x = 1\n" * 31), "more than 30 lines of code"),
     "to do": (set_source(6, "TODO: write"), "still has something to do"),
     "picture unexplained": (lambda nb: nb.cells[3].outputs.append(picture()), "no `*What to see:*` follows"),
@@ -503,6 +503,19 @@ def test_the_course_as_stored_is_one_page(course, tmp_path):
     assert page.values("code", "class") == ["tex"] and "\\foo{x}" in page.text, "what no converter knows stays"
     assert "𝒩" in page.text and "$" not in page.text.replace("$x^2$", "")
     assert "../notebooks/data.csv" in page.values("a", "href")
+
+
+def test_several_pictures_of_a_cell_are_numbered_and_their_alt_text_is_free_of_tex(course, tmp_path):
+    path = tmp_path / "02_second.ipynb"
+    notebook = nbformat.read(course / path.name, 4)
+    outputs = next(cell.outputs for cell in notebook.cells if "image/png" in str(cell.get("outputs")))
+    outputs.append(picture())
+    see = next(cell for cell in notebook.cells if cell.id == "see")
+    see.source = "*What to see:* at $\\alpha = 0.2$ most $\\lambda < 0.1$ ([Zhang et al.](https://arxiv.org/abs/1710.09412))."
+    nbformat.write(notebook, path)
+    page = Page(notebooks.course_report(tmp_path / "report.html", tmp_path))
+    said = "at α=0.2 most λ<0.1 (Zhang et al.)."
+    assert page.values("img", "alt") == [f"figure 1 of 2: {said}", f"figure 2 of 2: {said}"]
 
 
 def test_the_report_of_the_committed_notebooks(tmp_path):

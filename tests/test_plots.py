@@ -480,6 +480,27 @@ def test_estimates_draw_a_panel_a_method_with_its_error_and_its_worst_kind():
     assert figure.axes[0].get_title("left") == "b: 5.0 points off\n[1.0, 10.0]"
 
 
+def test_the_name_of_the_worst_kind_lies_over_no_point():
+    kinds = ["impulse noise", "speckle noise", *["fog"] * 10]  # as on record: the worst ones on the left, a few beside
+    true = np.array([0.45, 0.51, 0.53, 0.62, 0.64, 0.66, 0.69, 0.7, 0.73, 0.75, 0.79, 0.81])
+    predicted = np.array([0.64, 0.66, 0.64, 0.62, 0.7, 0.64, 0.6, 0.69, 0.73, 0.76, 0.8, 0.81])
+    frame = pd.DataFrame({"kind": kinds, "severity": 5, "method": "a", "predicted": predicted, "true": true})
+    figure = plots.estimates(frame, ERRORS[ERRORS.method == "a"], "title")
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    name = matplotlib.text.Text.get_window_extent(axis.texts[0])  # without the line to the point
+    assert axis.bbox.count_contains(name.corners()) == 4
+    assert name.count_contains(axis.transData.transform(axis.lines[1].get_xydata())) == 0
+
+
+@pytest.mark.parametrize("names", ["abc", [f"line {i} with quite a long name" for i in range(7)]])
+def test_the_names_of_lines_stand_below_the_panel(names):
+    figure = plots.lines({name: ([1, 2], [i, i]) for i, name in enumerate(names)}, "title", "x", "y")
+    figure.canvas.draw()
+    legend, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_tightbbox()
+    assert legend.y1 < panel.y0 and figure.bbox.count_contains(legend.corners()) == 4
+
+
 # --------------------------------------------------------------------------------------------------- no colour alone
 
 # Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB.

@@ -159,12 +159,19 @@ def _prepared(notebook: NotebookNode) -> NotebookNode:
     """Without navigation bars, and each picture with the 'What to see' below it as alt text."""
     notebook.cells = [cell for cell in notebook.cells if "navigation" not in tags(cell)]
     for cell, below in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
-        for output in cell.get("outputs", []):
-            if picture := output.get("data", {}).get("image/png"):
-                alt = escape(explanation(cell, below) or "A picture that the text around it explains")
-                source = f"data:image/png;base64,{picture.strip()}"
-                output.data = {"text/html": f'<div class="jp-RenderedImage"><img alt="{alt}" src="{source}"></div>'}
+        drawn = [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+        words = _spoken(explanation(cell, below)) or "A picture that the text around it explains"
+        for number, output in enumerate(drawn, 1):
+            alt = escape(f"figure {number} of {len(drawn)}: {words}" if len(drawn) > 1 else words)
+            source = f"data:image/png;base64,{output.data['image/png'].strip()}"
+            output.data = {"text/html": f'<div class="jp-RenderedImage"><img alt="{alt}" src="{source}"></div>'}
     return notebook
+
+
+def _spoken(words: str) -> str:
+    """Text for a screen reader: a link is its words, and a formula between single $ its characters, such as α = 0.2."""
+    words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", words)
+    return re.sub(r"\$([^$]+)\$", lambda tex: unescape(re.sub("<[^>]*>", "", _formula(tex[1], "inline"))), words)
 
 
 def _base64(path: Path) -> str:
