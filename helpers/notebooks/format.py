@@ -33,7 +33,7 @@ from helpers.runtime import ROOT, CourseError
 TAGS = {"parameters", "navigation", "solution", "nbval-check-output", "nbval-ignore-output", "raises-exception"}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 HIDDEN = {"source_hidden": True, "outputs_hidden": True}  # what JupyterLab keeps folded of a solution
-MAX_BYTES, MIN_CELLS, MAX_CELLS, MAX_LINES, EXERCISES = 300_000, 20, 64, 30, 3
+MAX_BYTES, MIN_CELLS, MAX_CELLS, MAX_LINES, EXERCISES = 300_000, 20, 70, 30, 3
 SECTION = re.compile(r"^## +(.+?) *$", re.MULTILINE)
 SEE = re.compile(r"\*{0,2}What to see\W+(?=\w)")
 
