@@ -528,7 +528,7 @@ def reliability(panels: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], titl
             axis.fill_between(spread.x, spread.low, spread.high, color=PALETTE[i % 10], alpha=0.2, linewidth=0)
         axis.set(title=name, xlabel="confidence, %", xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes[0][0].set_ylabel("right, %")
-    axes[0][0].legend(frameon=False, loc="upper left", fontsize=SMALL)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=len(lines))
     return figure
 
 
