@@ -231,15 +231,16 @@ def architecture(model: nn.Module, size: int = 32) -> Figure:
     groups += [(f"stage {i + 1}", parts[parts.name.str.startswith(f"stages.{i}.")]) for i in range(len(model.stages))]
     groups.append(("head", parts[parts.name.isin(["pool", "dropout", "fc"])]))
     deepest = max(len(rows) for _, rows in groups)
-    figure, axis = new(width=1.66 * len(groups), height=0.9 * deepest + 1.5)
-    axis.set(xlim=(-0.5, len(groups) - 0.5), ylim=(-deepest + 0.5, 1.5))
+    figure, axis = new(width=1.66 * len(groups), height=0.9 * deepest + 1.7)
+    axis.set(xlim=(-0.5, len(groups) - 0.5), ylim=(-deepest + 0.5, 1.7))
     axis.axis("off")
     colours = ["0.9", *sns.light_palette(PALETTE[0], 2 * len(groups))[1 : len(groups) - 1], "0.9"]
     arrow = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
     for x, (title, rows) in enumerate(groups):
         shape = "×".join(map(str, rows.iloc[0]["shape"])) if title != "head" else f"{rows.iloc[-1]['shape'][0]} classes"
-        axis.text(x, 1.35, title, ha="center", va="center", weight="bold", fontsize=11)
-        axis.text(x, 0.95, f"{shape}\n{rows.parameters.sum():,} parameters", ha="center", va="center", fontsize=SMALL)
+        axis.text(x, 1.57, title, ha="center", va="center", weight="bold", fontsize=11)
+        count = f"{shape}\n{rows.parameters.sum():,}\nparameters"  # one line would run into the next column's
+        axis.text(x, 1.05, count, ha="center", va="center", fontsize=SMALL)
         for y, row in enumerate(rows.itertuples()):
             box = (x - 0.37, -y - 0.3), 0.74, 0.6
             style = "round,pad=0,rounding_size=0.06"
@@ -456,7 +457,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure
     sns.heatmap(share, annot=True, fmt=".0f", cmap="cividis", vmin=0, vmax=100, xticklabels=list(classes), square=True,
                 yticklabels=list(classes), annot_kws={"size": SMALL}, ax=axis, cbar_kws={"label": "%"})  # fmt: skip
     axis.set(xlabel="predicted", ylabel="true")
-    axis.tick_params(axis="x", rotation=45)
+    plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     return figure
 
 
@@ -528,7 +529,7 @@ def reliability(panels: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], titl
             axis.fill_between(spread.x, spread.low, spread.high, color=PALETTE[i % 10], alpha=0.2, linewidth=0)
         axis.set(title=name, xlabel="confidence, %", xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes[0][0].set_ylabel("right, %")
-    axes[0][0].legend(frameon=False, loc="upper left", fontsize=SMALL)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=len(lines))
     return figure
 
 

@@ -330,7 +330,7 @@ FAULTS = {
     "too large": (set_source(6, "word " * 70_000), "at most 300 KB"),
     "too few cells": (lambda nb: [nb.cells.pop(5) for _ in range(3)], "has 19 cells before its exercises"),
     "too many cells": (lambda nb: [nb.cells.insert(5, new_markdown_cell("x")) for _ in range(51)], "73 cells"),
-    "long cell": (set_source(3, "x = 1\n" * 31), "more than 30 lines of code"),
+    "long cell": (set_source(3, "x = 1\n\n" * 11), "more than 10 lines of code"),
     "to do": (set_source(6, "TODO: write"), "still has something to do"),
     "picture unexplained": (lambda nb: nb.cells[3].outputs.append(picture()), "no `*What to see:*` follows"),
     "solution's picture": (lambda nb: nb.cells[-3].outputs.append(picture()), "no `*What to see:*` follows"),

@@ -262,7 +262,7 @@ def test_the_architecture_names_every_count(blocks):
     figure = plots.architecture(model)
     written = texts(figure)
     for part in (model, model.stem, *model.stages, model.fc):
-        assert f"{sum(p.numel() for p in part.parameters()):,} parameters" in written
+        assert f"{sum(p.numel() for p in part.parameters()):,} parameters" in written.replace("\n", " ")
     for i, depth in enumerate(blocks):
         width = 32 * 2**i
         boxes = [text for text in figure.axes[0].texts if f"SE {width}→{width // 4}→{width}" in text.get_text()]

@@ -33,7 +33,7 @@ from helpers.runtime import ROOT, CourseError
 TAGS = {"parameters", "navigation", "solution", "nbval-check-output", "nbval-ignore-output", "raises-exception"}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 HIDDEN = {"source_hidden": True, "outputs_hidden": True}  # what JupyterLab keeps folded of a solution
-MAX_BYTES, MIN_CELLS, MAX_CELLS, MAX_LINES, EXERCISES = 300_000, 20, 72, 30, 3
+MAX_BYTES, MIN_CELLS, MAX_CELLS, MAX_LINES, EXERCISES = 300_000, 20, 72, 10, 3
 SECTION = re.compile(r"^## +(.+?) *$", re.MULTILINE)
 SEE = re.compile(r"\*{0,2}What to see\W+(?=\w)")
 
@@ -217,8 +217,8 @@ def _cell_problems(cell: NotebookNode, below: NotebookNode | None) -> list[str]:
         (re.search(r"<[\w.]+ [^<>]*at 0x[0-9a-f]+>", shows), "shows an object's address, which changes with each run"),
         (not code and re.search(r"!\[\s*\]\(", source), "has a picture without alt text"),
         (
-            code and len(source.splitlines()) > MAX_LINES,
-            f"has more than {MAX_LINES} lines of code: move some to helpers",
+            code and cell.id != "imports" and sum(map(bool, map(str.strip, source.splitlines()))) > MAX_LINES,
+            f"has more than {MAX_LINES} lines of code: split it where a sentence helps, or move some to helpers",
         ),
         (code and re.search(r"^\s*from\s+\S+\s+import\s+\*", source, re.MULTILINE), "imports with a star"),
         (errors and "raises-exception" not in tags(cell), f"stores an error: {errors}"),
