@@ -1,6 +1,6 @@
 """Mixup and CutMix on a batch: two images and their two classes become one example.
 
-Sources: Zhang et al. 2018, mixup, arXiv:1710.09412, equation 1; Yun et al. 2019, CutMix, arXiv:1905.04899, equations 1
+Sources: Zhang et al. 2017, mixup, arXiv:1710.09412, equation 1; Yun et al. 2019, CutMix, arXiv:1905.04899, equations 1
 and 2. The paper of this course uses Mixup and leaves alpha open. Nothing here waits for the device.
 """
 
@@ -35,7 +35,7 @@ def mixup(
     generator on the images' device. per_image draws a lam for each image, otherwise the batch shares one, as in the
     Mixup paper. Raises CourseError for another dtype, shape or range.
     """
-    if _off(images, targets, alpha):
+    if _off(images, targets, alpha, generator):
         return Mixed(images, targets, targets, torch.ones(len(images), device=images.device))
     lam = beta(alpha, len(images) if per_image else 1, generator, images.device).expand(len(images))
     return _blend(images, targets, lam, lam.view(-1, 1, 1, 1).to(images.dtype), generator)
@@ -49,7 +49,7 @@ def cutmix(
     The rectangle covers 1 - Beta(alpha, alpha) of the image around a uniform centre and is cut off at the edge, so lam
     is counted from the pixels. Arguments, errors and `per_image` (a rectangle for each image) as for `mixup`.
     """
-    if _off(images, targets, alpha):
+    if _off(images, targets, alpha, generator):
         return Mixed(images, targets, targets, torch.ones(len(images), device=images.device))
     draws = len(images) if per_image else 1
     side = (1 - beta(alpha, draws, generator, images.device)).sqrt()
@@ -110,8 +110,13 @@ def mixed_correct(logits: Tensor, mixed: Mixed) -> Tensor:
     return torch.lerp(b, a, mixed.lam).sum()
 
 
-def _off(images: Tensor, targets: Tensor, alpha: float) -> bool:
+def _off(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator | None) -> bool:
     """Whether there is nothing to mix, once the arguments are what they should be."""
+    for name, value, kind in (("images", images, Tensor), ("targets", targets, Tensor), ("alpha", alpha, int | float),
+                              ("generator", generator, torch.Generator | None)):  # fmt: skip
+        if not isinstance(value, kind):
+            expected = getattr(kind, "__name__", kind)
+            raise CourseError(f"Mixing takes {name} of type {expected}, but got a {type(value).__name__}.")
     if images.dim() != 4 or not images.is_floating_point():
         raise CourseError(f"Mixing takes float images [B, C, H, W], but got {images.dtype} {list(images.shape)}.")
     if targets.dtype != torch.int64 or targets.shape != images.shape[:1]:

@@ -270,7 +270,7 @@ _BEYOND = _PAPER.but(
     warmup_epochs=5,
     ema_decay=0.999,
     policy="trivialaugment",  # Müller and Hutter 2021
-    mixup_alpha=0.2,  # Zhang et al. 2018 for long schedules with strong augmentation
+    mixup_alpha=0.2,  # Zhang et al. 2017 for long schedules with strong augmentation
     cutmix_alpha=1.0,  # Yun et al. 2019
 )
 

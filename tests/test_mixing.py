@@ -178,6 +178,11 @@ def test_wrong_arguments_are_refused_in_one_sentence(mix):
         ((images, targets.float(), 1.0), "int64"),
         ((images, targets, -0.1), "alpha"),
         ((images, targets, float("nan")), "alpha"),
+        (([1], targets, 1.0), "images"),
+        ((images, [0, 1], 1.0), "targets"),
+        ((images, targets, "1"), "alpha"),
+        ((images, targets, None), "alpha"),
+        ((images, targets, 1.0, 3), "generator"),
     ]
     for arguments, says in wrong:
         with pytest.raises(CourseError, match=says) as caught:

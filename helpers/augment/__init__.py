@@ -58,8 +58,11 @@ class Settings:
     def scaled(self, strength: float) -> Settings:
         """The same, but rotation, colours, sharpness, blur and erased area reach `strength` (0 to 2) times as far.
 
-        Crop, flip and the probabilities stay, and so does the policy, whose magnitudes were searched for.
+        Crop, flip and the probabilities stay, and so does the policy, whose magnitudes were searched for. Raises
+        CourseError for another strength.
         """
+        if not 0 <= strength <= 2:
+            raise CourseError(f"strength={strength} is out of range: expected a number from 0 to 2.")
         reach = {name: getattr(self, name) * strength for name in ("rotation", "brightness", "contrast", "saturation")}
         low, high = self.blur
         return replace(
@@ -104,7 +107,7 @@ class Augment:
             raise CourseError(f"There is no augmentation stage {stage!r}; choose one of {', '.join(STAGES)}.")
         if policy not in policies.POLICIES:
             raise CourseError(f"There is no policy {policy!r}; choose one of {', '.join(policies.POLICIES)}.")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        if not all(_three_numbers(numbers) for numbers in (mean, std)) or min(std) <= 0:
             raise CourseError(f"mean and std must be three numbers each, std positive, but got {mean} and {std}.")
         self.stage, self.policy, self.settings = stage, policy, settings
         scale, shift = (1 / (255 * s) for s in std), (-m / s for m, s in zip(mean, std, strict=True))
@@ -201,6 +204,14 @@ class Augment:
         sides = (sides * first.unsqueeze(1)).sum(0)
         start = (limit - sides).add_(1).mul_(start).floor_()
         return torch.cat((start, sides)).T
+
+
+def _three_numbers(values: object) -> bool:
+    return (
+        isinstance(values, tuple | list)
+        and len(values) == 3
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in values)
+    )
 
 
 def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

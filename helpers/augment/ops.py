@@ -128,7 +128,11 @@ def brightness(images: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Blend with the mean grey by a factor >= 0 (adjust_contrast; the mean is exact to half a level)."""
+    """Blend with the mean grey by a factor >= 0 (adjust_contrast; its mean differs by half a level at most).
+
+    So the result is within one level for factors up to 3, as for `color` and `sharpness`; beyond, that half counts
+    |1 - factor| times. No policy draws a factor of 2 or more.
+    """
     return _drawn("contrast", images, _checked("contrast", images, magnitude, low=0))
 
 
@@ -158,13 +162,13 @@ def invert(images: Tensor, magnitude: Tensor | None = None) -> Tensor:
 
 
 def color(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Blend with the grey image by a factor >= 0 (adjust_saturation)."""
+    """Blend with the grey image by a factor >= 0 (adjust_saturation; within one level for factors up to 3)."""
     factor = _checked("color", images, magnitude, low=0)
     return color_levels(images.float(), factor).to(torch.uint8)
 
 
 def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Blend with the smoothed image by a factor >= 0 (adjust_sharpness)."""
+    """Blend with the smoothed image by a factor >= 0 (adjust_sharpness; within one level for factors up to 3)."""
     factor = _checked("sharpness", images, magnitude, low=0)
     return sharpen_levels(images.float(), factor).to(torch.uint8)
 
