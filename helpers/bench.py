@@ -161,7 +161,7 @@ def _contest(name: str, batch_size: int, seconds: float) -> tuple[float, float]:
     return _rate(lambda: next(batches), batch_size, seconds), max(0.0, _peak_mb() - before)
 
 
-def augment_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 3.0, rounds: int = 2) -> pd.DataFrame:
+def augment_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 3.0, rounds: int = 4) -> pd.DataFrame:
     """Images/s and memory of the paper's whole augmentation on CIFAR-10 on the CPU, ours and three others.
 
     Every contestant runs in a fresh process, one after the other, `rounds` times around; its best round counts, since

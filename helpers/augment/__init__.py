@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from helpers.augment import families, ops, policies
-from helpers.augment.families import constant, where_it_pays
+from helpers.augment.families import constant, number, where_it_pays
 from helpers.runtime import CourseError
 
 STAGES = ("none", "crop_flip", "erasing", "colour", "sharpness_blur", "rotation_autoaugment")
@@ -31,9 +31,18 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # `channel_stats` of the 50,000 trainin
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
+# The lowest and the highest that a setting, or each of its two numbers, may be.
+_LIMITS = {
+    **dict.fromkeys(("flip", "sharpness_p", "blur_p", "erase_p", "erase_area"), (0, 1)),
+    **dict.fromkeys(("brightness", "contrast", "saturation", "sharpness"), (0, 1000)),
+    **dict.fromkeys(("blur", "erase_ratio"), (0.001, 1000)),
+    "padding": (0, 1000), "rotation": (0, 180), "hue": (0, 0.5), "erase_tries": (1, 1000),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Every number that the paper leaves open, with the reason for the choice.
+    """Every number that the paper leaves open, with the reason for the choice. CourseError for one out of range.
 
     The order is: crop, flip, rotation, AutoAugment, colour jitter, sharpness, blur, normalisation, erasing. Geometry
     comes first since it then is one warp; erasing last, as in the papers on both, so that nothing blurs the hole.
@@ -54,6 +63,15 @@ class Settings:
     erase_area: tuple[float, float] = (0.02, 0.33)  # part of the image
     erase_ratio: tuple[float, float] = (0.3, 3.3)  # height to width, uniform in the logarithm
     erase_tries: int = 10  # boxes drawn until one fits, as torchvision does; if none does, nothing is erased
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _LIMITS.items():
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            fits = all(isinstance(number, int | float) and low <= number <= high for number in numbers)
+            if not fits or list(numbers) != sorted(numbers):
+                expected = "a number" if len(numbers) == 1 else "two numbers, the smaller first,"
+                raise CourseError(f"{name}={value} is out of range: expected {expected} from {low:g} to {high:g}.")
 
     def scaled(self, strength: float) -> Settings:
         """The same, but rotation, colours, sharpness, blur and erased area reach `strength` (0 to 2) times as far.
@@ -197,12 +215,13 @@ class Augment:
         """Boxes [B, 4] to erase, the first of several tries that fits, as torchvision's RandomErasing draws them."""
         limit = constant(((size[0],), (size[1],)), u.device)
         start, area, ratio = u.split_with_sizes((2, self.settings.erase_tries, self.settings.erase_tries))
-        area, ratio = area * (size[0] * size[1]), ratio.exp()
+        area, ratio = area * number(size[0] * size[1], u), ratio.exp()
         sides = torch.stack((area * ratio, area / ratio), dim=1).sqrt_().round_()  # [tries, 2, B]: height and width
         fits = (sides < limit).all(1).logical_and_(erased)
-        first = fits & (fits.cumsum(0) == 1)
+        so_far = fits.cumsum(0)
+        first = fits & (so_far == number(1, so_far))
         sides = (sides * first.unsqueeze(1)).sum(0)
-        start = (limit - sides).add_(1).mul_(start).floor_()
+        start = (limit - sides).add_(number(1, u)).mul_(start).floor_()
         return torch.cat((start, sides)).T
 
 

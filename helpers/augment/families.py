@@ -9,18 +9,17 @@ can be captured in a graph after one warm-up call.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma with the digits that torchvision uses
 LEVELS = tuple(range(256))
-WHITE = (255.0,)
-ONE = (1.0,)
 HALF = 0.5  # torchvision floors each grey pixel; half a level is what that takes on average
 
 
@@ -28,11 +27,19 @@ HALF = 0.5  # torchvision floors each grey pixel; half a level is what that take
 def constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """A small constant, numbers or rows of them, on a device, copied there once.
 
-    A copy per call would stall CUDA and break graph capture. On the CPU a batch costs hundreds of small calls, of which
-    one with a Python number takes up to three times as long, since torch makes a tensor of it each time: hence WHITE.
+    A copy per call would stall CUDA and break graph capture.
     """
     with torch.inference_mode(False):  # autograd may meet it too, whoever asks for it first
         return torch.tensor(values, dtype=dtype, device=device)
+
+
+def number(value: float, like: Tensor) -> Tensor:
+    """A number as a tensor [1] that meets `like`.
+
+    On the CPU a batch costs hundreds of small calls, and most of them take three times as long with a Python number,
+    since torch makes a tensor of it each time.
+    """
+    return constant((value,), like.device, like.dtype)
 
 
 def per_image(values: Tensor) -> Tensor:
@@ -47,9 +54,14 @@ def centred(count: int, device: torch.device) -> Tensor:
         return torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2
 
 
+def as_index(levels: Tensor) -> Tensor:
+    """Whole levels as int64, which `gather` wants. By way of int32, which is quicker than from float32 at once."""
+    return levels.int().long()
+
+
 def grey_of(levels: Tensor) -> Tensor:
     """What torchvision's grey of levels [B, 3, N] is on average: [B, 1, N]. No matrix product: autocast would round."""
-    return (levels * constant(GREY, levels.device).unsqueeze(1)).sum(1, keepdim=True).sub_(HALF)
+    return (levels * constant(GREY, levels.device).unsqueeze(1)).sum(1, keepdim=True).sub_(number(HALF, levels))
 
 
 def where_it_pays(needed: Tensor, operation: Callable[..., Tensor], x: Tensor, *numbers: Tensor) -> Tensor:
@@ -78,12 +90,13 @@ def each_its_own(which: Tensor, operations: Iterable[Callable[..., Tensor]], x: 
         for position, operation in enumerate(operations):
             x = where_it_pays(which == position, operation, x, *numbers)
         return x
-    found = Counter(which.tolist())
-    counts = [found[position] for position in range(len(operations))]
+    codes = which.numpy()  # numpy sorts and counts so few in a third of torch's time
+    rows = codes.argsort()
+    edges = codes[rows].searchsorted(np.arange(len(operations) + 1)).tolist()
+    counts = [end - start for start, end in pairwise(edges)]
     if sum(counts) == 0:
         return x
-    before = sum(count for position, count in found.items() if position < 0)
-    rows = which.argsort().narrow(0, before, sum(counts))
+    rows = torch.from_numpy(rows[edges[0] : edges[-1]])
     parts = zip(*(n.index_select(0, rows).split_with_sizes(counts) for n in (x, *numbers)), strict=True)
     changed = [operation(*part) for operation, part, count in zip(operations, parts, counts, strict=True) if count]
     return x.index_copy_(0, rows, torch.cat(changed))
@@ -147,7 +160,7 @@ def _contrast(table: Tensor, occurs: Tensor, factor: Tensor) -> Tensor:
 
 
 def _posterize(table: Tensor, occurs: Tensor, bits: Tensor) -> Tensor:
-    width = torch.exp2(8 - bits)
+    width = torch.sub(number(8, bits), bits).exp2_()
     return (table / width).floor_().mul_(width)
 
 
@@ -156,25 +169,30 @@ def _solarize(table: Tensor, occurs: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _autocontrast(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
-    present, white = occurs.bool(), constant(WHITE, table.device)
-    darkest = torch.where(present, table, white).amin(2, keepdim=True)
-    spread = torch.where(present, table, 0).amax(2, keepdim=True).sub_(darkest).mul_(1 / 255)
-    stretched = (table - darkest).div_(spread).clamp_(0, 255).floor_()
+    present = occurs.bool()
+    darkest = torch.where(present, table, number(255, table)).amin(2, keepdim=True)
+    spread = torch.where(present, table, number(0, table)).amax(2, keepdim=True).sub_(darkest)
+    stretched = (table - darkest).div_(spread.mul_(number(1 / 255, spread))).clamp_(0, 255).floor_()
     return torch.where(spread.bool(), stretched, table)
 
 
-def _equalize(table: Tensor, occurs: Tensor, _: Tensor) -> Tensor:
-    level = table.int().long()
-    after = histogram(level, occurs)
-    below = after.cumsum(2).sub_(after)
-    most = torch.where(after.bool(), below, 0).amax(2, keepdim=True)  # all pixels but those of the brightest level
-    step = most.div_(constant(WHITE, table.device)).floor_()
-    spread = below.add_((step * 0.5).floor_()).div_(step).floor_().clamp_(max=255)
-    return torch.where(step.bool(), spread.gather(2, level), table)  # too few levels to spread: left alone
+def _equalize(_: Tensor, occurs: Tensor, magnitude: Tensor) -> Tensor:
+    """The table of the first operation, which meets an untouched image: no other asks how often its levels occur."""
+    level = constant(LEVELS, occurs.device)
+    below = occurs.cumsum(2).sub_(occurs)
+    most = torch.where(occurs.bool(), below, number(0, occurs)).amax(2, keepdim=True)
+    step = most.div_(number(255, occurs)).floor_()  # most: all pixels but those of the brightest level
+    spread = below.add_((step * number(0.5, step)).floor_()).div_(step).floor_().clamp_(max=255)
+    return torch.where(step.bool(), spread, level)  # too few levels to spread: left alone
+
+
+def _equalize_later(table: Tensor, occurs: Tensor, magnitude: Tensor) -> Tensor:
+    level = as_index(table)
+    return _equalize(table, histogram(level, occurs), magnitude).gather(2, level)
 
 
 def _invert(table: Tensor, *_: Tensor) -> Tensor:
-    return torch.sub(constant(WHITE, table.device), table)
+    return torch.sub(number(255, table), table)
 
 
 TONES = {
@@ -199,11 +217,13 @@ def look_up(x: Tensor, tones: Tensor, magnitudes: Tensor) -> Tensor:
     tones int64 [B, S]: for each image S positions in TONES, any other number for none. magnitudes [B, S] in
     torchvision's units. Sources: torchvision.transforms.v2.functional; PIL.ImageOps for equalize.
     """
-    level = x.flatten(2).int().long()  # quicker than float to int64 at once
-    occurs = histogram(level, constant(ONE, x.device).expand(level.shape))
-    table = constant(LEVELS, x.device).expand(*level.shape[:2], 256).contiguous()
+    level = as_index(x.flatten(2))
+    occurs = histogram(level, number(1, x).expand(level.shape))
+    table = constant(LEVELS, x.device).expand(occurs.shape).contiguous()
+    operations = TONES
     for tone, magnitude in zip(tones.unbind(1), magnitudes.unbind(1), strict=True):
-        table = each_its_own(tone, TONES.values(), table, occurs, magnitude.view(-1, 1, 1))
+        table = each_its_own(tone, operations.values(), table, occurs, magnitude.view(-1, 1, 1))
+        operations = TONES | {"equalize": _equalize_later}
     return table.gather(2, level).view(x.shape)
 
 
@@ -222,7 +242,7 @@ def colour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) 
     brightness, contrast, saturation = (factor.view(-1, 1, 1) for factor in (brightness, contrast, saturation))
     gain = brightness * contrast
     mix = torch.lerp(grey, as_it_is, saturation).mul_(gain)
-    faded = torch.sub(constant(ONE, x.device), saturation)
+    faded = torch.sub(number(1, x), saturation)
     offset = (brightness - gain).mul_(grey_of(pixels.mean(2, keepdim=True))).sub_(faded, alpha=HALF)
     return torch.baddbmm(offset, mix, pixels).clamp_(0, 255).view(x.shape)
 
@@ -242,7 +262,7 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     blue = (r - g).add_(chroma, alpha=4)
     not_red, not_green = (most.unsqueeze(1) - x[:, :2]).clamp_(max=1).unbind(1)
     hue = (g - b).lerp_(green.lerp_(blue, not_green), not_red)
-    chroma.mul_(6)
+    chroma.mul_(number(6, x))
     hue.div_(chroma.clamp(min=1))
     # A channel is full within 1/6 turn of its own hue, gone beyond 1/3, and linear in between.
     home = constant((0.0, -1 / 3, 1 / 3), x.device)
@@ -267,20 +287,21 @@ def smooth(x: Tensor, side: Tensor | None = None) -> Tensor:
         before, here, after = x.unfold(2, x.shape[2] - 2 * step, step).unbind(2)
         sides = before + after
         x = (sides if side is None else sides.mul_(side)).add_(here)
-    return x.div_(9 if side is None else side.mul(2).add_(1).square_()).unfold(2, width - 2, width)
+    total = number(9, x) if side is None else torch.add(number(1, x), side, alpha=2).square_()
+    return x.div_(total).unfold(2, width - 2, width)
 
 
 def sharpen(x: Tensor, factor: Tensor) -> Tensor:
     """Away from (factor > 1) or towards (< 1) the 3x3 mean with centre weight 5 of 13; the border stays. In place."""
     if min(x.shape[2:]) > 2:
         inner = x.narrow(2, 1, x.shape[2] - 2).narrow(3, 1, x.shape[3] - 2)
-        inner.lerp_(smooth(x), per_image((factor - 1).mul_(-9 / 13)))
+        inner.lerp_(smooth(x), per_image((factor - number(1, x)).mul_(number(-9 / 13, x))))
     return x.clamp_(0, 255)
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur with a 3x3 kernel and mirrored borders, standard deviation `sigma` [B] in pixels."""
-    side = sigma.square().reciprocal_().mul_(-0.5).exp_().view(-1, 1, 1)
+    side = number(-0.5, x).div(sigma.square()).exp_().view(-1, 1, 1)
     return smooth(F.pad(x, (1, 1, 1, 1), mode="reflect"), side)
 
 
@@ -291,6 +312,5 @@ def outside(box: Tensor, size: tuple[int, int]) -> Tensor:
     """1 outside and 0 inside each image's box [B, 4] (top, left, height, width): float32 [B, 1, H, W]."""
     place = constant(tuple(range(max(size))), box.device)
     start, length = box.unsqueeze(2).split_with_sizes((2, 2), dim=1)
-    down, right = ((place >= start) & (place < start + length)).float().unbind(1)
-    inside = down.narrow(1, 0, size[0]).unsqueeze(2) * right.narrow(1, 0, size[1]).unsqueeze(1)
-    return torch.sub(constant(ONE, box.device), inside).unsqueeze(1)
+    down, right = ((place < start) | (place >= start + length)).float().unbind(1)
+    return torch.maximum(down.narrow(1, 0, size[0]).unsqueeze(2), right.narrow(1, 0, size[1]).unsqueeze(1)).unsqueeze(1)

@@ -33,7 +33,7 @@ def warp_numbers(op: Tensor, magnitude: Tensor) -> dict[str, Tensor]:
 
 def within(op: Tensor, family: range) -> Tensor:
     """Whether `op` belongs to the family."""
-    return (op >= family.start) & (op < family.stop)
+    return (op >= families.number(family.start, op)) & (op < families.number(family.stop, op))
 
 
 # What a policy applies to the images that drew it: whole levels float32 [B, 3, H, W] -> whole levels.
@@ -45,7 +45,7 @@ def warp_levels(x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
 
 def tone_levels(x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
     """Operations [B, S], the S of an image one after the other."""
-    return families.look_up(x, op - TONES.start, magnitude)
+    return families.look_up(x, op - families.number(TONES.start, op), magnitude)
 
 
 def color_levels(x: Tensor, factor: Tensor) -> Tensor:

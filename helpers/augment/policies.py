@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from helpers.augment import ops
-from helpers.augment.families import affine, compose, constant, each_its_own, where_it_pays
+from helpers.augment.families import affine, compose, constant, each_its_own, number, where_it_pays
 
 # (operation, probability, strength in 0..9), twice for each sub-policy. A strength of - means that there is none.
 _CIFAR10 = """
@@ -124,7 +124,7 @@ def draw(policy: str, uniform: Tensor, size: tuple[int, int]) -> tuple[Tensor, T
     can be done before everything else (all of AutoAugment's) as matrices float64 [B, 2, 3].
     """
     thresholds, *outcomes = _outcomes(policy, size, uniform.device)
-    sub_policy = (uniform[0] * len(thresholds)).long()
+    sub_policy = (uniform[0] * number(len(thresholds), uniform)).long()
     yes = thresholds.index_select(0, sub_policy) > uniform[1:].T
     digits = (yes * constant((8, 4, 2, 1), uniform.device, torch.int64)).sum(1)
     outcome = digits.add_(sub_policy, alpha=16)
@@ -152,8 +152,8 @@ def apply(policy: str, x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
     between them: an image has one operation in a slot.
     """
     (first, second), (strength, other) = op.unbind(1), magnitude.unbind(1)
-    x = each_its_own(first - ops.COLOR, _LEVELS, x, strength)
+    x = each_its_own(first - number(ops.COLOR, op), _LEVELS, x, strength)
     x = where_it_pays(ops.within(op, ops.TONES).any(1), ops.tone_levels, x, op, magnitude)
     if policy == "randaugment":  # the one policy that warps after a tone or a sharpening
         x = where_it_pays(ops.within(second, ops.WARPS) & _pixels_read(first), ops.warp_levels, x, second, other)
-    return each_its_own(second - ops.COLOR, _LEVELS, x, other)
+    return each_its_own(second - number(ops.COLOR, op), _LEVELS, x, other)
