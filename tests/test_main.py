@@ -98,6 +98,16 @@ def test_train_then_evaluate_then_again(tmp_path):
     assert "another momentum" in refused(other)
 
 
+def test_outputs_are_stored_only_with_cifar10(monkeypatch):
+    def missing():
+        raise CourseError("no images")
+
+    monkeypatch.setattr(data, "fetch", missing)
+    monkeypatch.setattr("helpers.notebooks.refresh", lambda only: pytest.fail("notebooks were stored"))
+    result = CliRunner().invoke(app, ["notebooks", "--only", "01"])
+    assert isinstance(result.exception, CourseError) and str(result.exception) == "no images"
+
+
 def test_the_recorded_course_runs_without_images(tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.__main__.out_dir", lambda profile: tmp_path)  # what lies under out/ is the user's
     monkeypatch.setenv("CIFAR10_ROOT", NO_DATA["CIFAR10_ROOT"])
