@@ -192,6 +192,7 @@ def _words(field: str, value: Any) -> str:
 def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame:
     """The runs of the recipe `base` and of those that differ from it in nothing but one field, sorted by its value.
 
+    With a batch size the learning rate is expected to differ too, in proportion (`Recipe.scaled_to`).
     table: as runs.load() gives it. Adds the columns `value` (the field's value in words) and `base`. Empty where `base`
     is not in the table. Raises CourseError for a field that recipes do not have.
     """
@@ -200,7 +201,8 @@ def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame
         raise CourseError(f"A recipe has no field {field!r} to vary: expected one of {', '.join(names)}.")
     if table.empty:
         return table
-    alike = table[[name for name in names if name != field]].astype(str).agg(" ".join, axis=1)
+    scaled = {"learning_rate": table.learning_rate / table.batch_size} if field == "batch_size" else {}
+    alike = table.assign(**scaled)[[name for name in names if name != field]].astype(str).agg(" ".join, axis=1)
     rows = table[alike.isin(alike[table.recipe == base])]
     if rows.empty:
         return rows

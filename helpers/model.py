@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from helpers.runtime import CourseError
 
+SE_PLACEMENTS = ("standard", "pre", "post", "identity")
+
 
 class SEBlock(nn.Module):
     """Squeeze-and-excitation: weigh each channel by what the whole image says about it (Hu et al. 2018, eq. 2-4).
@@ -55,21 +57,28 @@ class DropPath(Dropout):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and an SE block beside a skip connection (He et al. 2015, fig. 5; SE before the sum).
+    """Two 3x3 convolutions and an SE block beside a skip connection (He et al. 2015, fig. 5; Hu et al. 2018, fig. 3).
 
     [B, in, H, W] -> [B, out, ceil(H / stride), ceil(W / stride)]. A `reduction` of 0 leaves the SE block out;
-    `drop_path` is the probability with which the branch is left out while training.
+    `drop_path` is the probability with which the branch is left out while training. `se_placement` is where the SE
+    block sits (Hu et al. 2018, fig. 5): at the end of the branch ("standard"), at its beginning ("pre"), after the sum
+    ("post") or on the skip connection ("identity").
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int = 1, reduction: int = 16, drop_path: float = 0.0
-    ):
+        self, in_channels: int, out_channels: int, stride: int = 1, reduction: int = 16, drop_path: float = 0.0,
+        se_placement: str = "standard",
+    ):  # fmt: skip
         super().__init__()
+        if se_placement not in SE_PLACEMENTS:
+            raise CourseError(f"se_placement={se_placement!r} is unknown: expected one of {', '.join(SE_PLACEMENTS)}.")
+        self.se_placement = se_placement
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.se = SEBlock(out_channels, reduction) if reduction else nn.Identity()
+        seen = in_channels if se_placement == "pre" else out_channels
+        self.se = SEBlock(seen, reduction) if reduction else nn.Identity()
         self.drop_path = DropPath(drop_path)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
@@ -78,9 +87,12 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu(self.bn1(self.conv1(x)))
-        out = self.se(self.bn2(self.conv2(out)))
-        return torch.relu(self.drop_path(out) + self.downsample(x))
+        where, skip = self.se_placement, self.downsample(x)
+        out = torch.relu(self.bn1(self.conv1(self.se(x) if where == "pre" else x)))
+        out = self.bn2(self.conv2(out))
+        out = self.drop_path(self.se(out) if where == "standard" else out)
+        out = torch.relu(out + (self.se(skip) if where == "identity" else skip))
+        return self.se(out) if where == "post" else out
 
 
 class SEResNet(nn.Module):
@@ -88,8 +100,9 @@ class SEResNet(nn.Module):
 
     Images float [B, 3, H, W], normalised, H and W at least 8 -> logits [B, num_classes]. The first stage is `width`
     wide at full resolution; each further one doubles the width and halves the resolution.
-    A `reduction` of 0 is a network without SE. `drop_path` is that of the last block; it grows from block to block in
-    equal steps from 0 (Huang et al. 2016, section 3; the paper of this course has none).
+    A `reduction` of 0 is a network without SE; `se_placement` is that of `BasicBlock`. `drop_path` is that of the last
+    block; it grows from block to block in equal steps from 0 (Huang et al. 2016, section 3; the paper of this course
+    has none).
     Weights: He normal with variance 2 / n_in as the paper writes it, biases 0, batch norm 1 and 0.
     Raises CourseError for an impossible shape, naming the range that holds.
     """
@@ -102,6 +115,7 @@ class SEResNet(nn.Module):
         dropout: float = 0.5,
         num_classes: int = 10,
         drop_path: float = 0.0,
+        se_placement: str = "standard",
     ):
         super().__init__()
         if not 1 <= len(blocks) <= 4 or min(blocks) < 1:
@@ -119,7 +133,8 @@ class SEResNet(nn.Module):
             strides = [1 if i == 0 else 2] + [1] * (depth - 1)
             sizes = [channels] + [out] * (depth - 1)
             shapes = zip(sizes, strides, strict=True)
-            stages.append(nn.Sequential(*(BasicBlock(c, out, s, reduction, next(rates)) for c, s in shapes)))
+            made = (BasicBlock(c, out, s, reduction, next(rates), se_placement) for c, s in shapes)
+            stages.append(nn.Sequential(*made))
             channels = out
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)

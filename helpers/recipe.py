@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from helpers.augment import STAGES, policies
-from helpers.model import SEResNet
+from helpers.model import SE_PLACEMENTS, SEResNet
 from helpers.runtime import CourseError
 
 PRECISIONS = ("bfloat16", "float32")
@@ -32,6 +32,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "label_smoothing": (0.0, 0.5),
     "ema_decay": (0.0, 0.99999),
     "drop_path": (0.0, 0.95),
+    "consistency": (0.0, 100.0),
     "sam_rho": (0.0, 2.0),
     "weight_decay": (0.0, 0.1),
     "warmup_epochs": (0, 1_000),
@@ -57,6 +58,7 @@ class Recipe:
     blocks: tuple[int, ...] = (3, 3, 4, 3)
     width: int = 32
     reduction: int = 16  # ours: Hu et al.'s default; 0 is no SE
+    se_placement: str = SE_PLACEMENTS[0]
     dropout: float = 0.5
     drop_path: float = 0.0  # stochastic depth: probability of leaving out the last block's branch
     # optimiser and schedule (paper: "Optimizer and Hyper-Parameters", "Learning Rate Scheduling")
@@ -79,6 +81,7 @@ class Recipe:
     strength: float = 1.0  # ours: how far everything else reaches, as a multiple of `augment.Settings`
     mixup_alpha: float = 0.0  # Beta(alpha, alpha); 0 is no Mixup
     cutmix_alpha: float = 0.0  # the same for CutMix; with both, a coin for each batch
+    consistency: float = 0.0  # weight of AugMix's loss: agree on two more views of an image, through the last stage
     resolutions: tuple[int, ...] = (32,)  # side of the training images, each for an equal share of the epochs
     # data and arithmetic (ours)
     train_size: int = 45_000
@@ -109,6 +112,7 @@ class Recipe:
                 )
             object.__setattr__(self, name, values)
         for name, choices in (("stage", STAGES), ("policy", policies.POLICIES), ("precision", PRECISIONS),
+                              ("se_placement", SE_PLACEMENTS),
                               ("schedule", SCHEDULES), ("nesterov", (True, False)), ("decay_all", (True, False)),
                               ("compiled", (True, False))):  # fmt: skip
             if getattr(self, name) not in choices or type(getattr(self, name)) is not type(choices[0]):
@@ -130,6 +134,11 @@ class Recipe:
             raise CourseError(
                 f"strength={self.strength:g} changes nothing at stage={self.stage}: give a later stage, or strength=1."
             )
+        if self.consistency and (self.mixup_alpha or self.cutmix_alpha):
+            raise CourseError(
+                f"consistency={self.consistency:g} compares views of one image, and Mixup or CutMix makes it two: set "
+                "mixup_alpha=0 and cutmix_alpha=0, or consistency=0."
+            )
         if self.nesterov and not self.momentum:
             raise CourseError("nesterov=True needs a momentum above 0: set one, or nesterov=False.")
         if len(self.resolutions) > self.epochs:
@@ -150,7 +159,10 @@ class Recipe:
 
     def network(self) -> SEResNet:
         """A freshly initialised network of this shape, from torch's own random state."""
-        return SEResNet(self.blocks, self.width, self.reduction, self.dropout, drop_path=self.drop_path)
+        return SEResNet(
+            self.blocks, self.width, self.reduction, self.dropout,
+            drop_path=self.drop_path, se_placement=self.se_placement,
+        )  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
@@ -301,6 +313,27 @@ def vary(base: Recipe, **values: Iterable[float | str]) -> list[Recipe]:
     return list(dict.fromkeys(found))
 
 
+def ingredients(base: Recipe) -> list[Recipe]:
+    """A recipe, and it with one thing changed at a time: what `beyond` is made of, and what was weighed for it.
+
+    A larger batch takes its learning rate along, in proportion; the loss of AugMix goes without Mixup.
+    """
+    changes: list[dict[str, tuple[float | str, ...]]] = [
+        {"ema_decay": (0.99, 0.999)},
+        {"nesterov": (True,)},
+        {"decay_all": (False,)},
+        {"batch_size": (4 * base.batch_size,), "learning_rate": (4 * base.learning_rate,)},
+        {"label_smoothing": (0.1,)},
+        {"drop_path": (0.1,)},
+        {"cutmix_alpha": (1.0,)},
+        {"sam_rho": (0.05,)},
+        {"mixup_alpha": (0.0,), "consistency": (12.0,)},  # 12 as in AugMix
+        {"se_placement": SE_PLACEMENTS[1:]},
+        {"epochs": (2 * base.epochs,)},
+    ]
+    return [base, *(made for change in changes for made in vary(base, **change))]
+
+
 def short(recipe: Recipe) -> Recipe:
     """A few seconds' worth of a quick recipe, for notebooks that train several of them under the quick profile."""
     return recipe.but(name=f"{recipe.name}-short", train_size=3_000, epochs=3)
@@ -321,17 +354,6 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-# What `beyond` is made of, and what was weighed for it, one thing at a time.
-_INGREDIENTS: dict[str, tuple[float | str, ...]] = {
-    "ema_decay": (0.99, 0.999),
-    "nesterov": (True,),
-    "decay_all": (False,),
-    "label_smoothing": (0.1,),
-    "drop_path": (0.1,),
-    "cutmix_alpha": (1.0,),
-    "sam_rho": (0.05,),
-}
-
 # What the course varies on any recipe, by the name that `python -m helpers sweep` knows it by.
 SWEEPS: dict[str, Callable[[Recipe], list[Recipe]]] = {
     "ladder": ladder,
@@ -346,6 +368,5 @@ SWEEPS: dict[str, Callable[[Recipe], list[Recipe]]] = {
                                        for name in ("learning_rate", "weight_decay")}),
     "schedule": lambda base: vary(base, epochs=[n for n in (base.epochs // 4, base.epochs // 2, base.epochs,
                                                             2 * base.epochs) if n > base.warmup_epochs]),
-    "beyond": lambda base: [base, *(made for field, values in _INGREDIENTS.items()
-                                    for made in vary(base, **{field: values}))],
+    "beyond": ingredients,
 }  # fmt: skip

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers import checkpoint, runs
-from helpers.augment import Augment, Settings
+from helpers.augment import STAGES, Augment, Settings
 from helpers.data import ImageSet, TrainingData, load_set, split_train_val
 from helpers.evaluate import autocast, predict
 from helpers.mixing import Mixed, mix, mixed_correct, mixed_cross_entropy
@@ -70,6 +70,16 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 def resolution(recipe: Recipe, epoch: int) -> int:
     """Side of the training images in epoch 0, 1, ...: each of `recipe.resolutions` has an equal share of the epochs."""
     return recipe.resolutions[epoch * len(recipe.resolutions) // recipe.epochs]
+
+
+def disagreement(logits: Tensor) -> Tensor:
+    """Jensen-Shannon divergence in nats between V predictions of each image, logits [V, B, classes]; mean over images.
+
+    From 0, where all agree, to log V. Source: Hendrycks et al. 2020, AugMix, section 3.
+    """
+    log_each = logits.log_softmax(2)
+    log_mean = log_each.logsumexp(0) - math.log(len(logits))
+    return (log_each.exp() * (log_each - log_mean)).sum(2).mean()
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -119,6 +129,7 @@ class Trainer:
             self.optimizer.state[parameter]["momentum_buffer"] = buffer
         settings = Settings().scaled(recipe.strength)
         self.augment = Augment(recipe.stage, policy=recipe.policy, settings=settings)
+        self.views = [Augment(STAGES[-1], policy=recipe.policy, settings=settings)] * (2 if recipe.consistency else 0)
         self.index = torch.zeros(recipe.batch_size, dtype=torch.int64, device=device)
         self.loss = torch.zeros((), device=device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)  # of this epoch: summed loss, counted right
@@ -136,10 +147,14 @@ class Trainer:
     def _step(self, side: int) -> None:
         """Gather, augment, mix, forward, loss, backward, clip, SGD, average: the images at `index`, side x side."""
         recipe = self.recipe
-        x = self.augment(self.train.images.index_select(0, self.index), self.draws)  # far quicker than [index]
+        images = self.train.images.index_select(0, self.index)  # far quicker than [index]
+        x = self.augment(images, self.draws)
         labels = self.train.labels.index_select(0, self.index)
         mixed = mix(x, labels, recipe.mixup_alpha, recipe.cutmix_alpha, self.draws)
-        x = mixed.images.contiguous(memory_format=torch.channels_last)
+        x = mixed.images
+        if self.views:
+            x = torch.cat((x, *(augment(images, self.draws) for augment in self.views)))
+        x = x.contiguous(memory_format=torch.channels_last)
         if side != x.shape[-1]:
             x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
         self.optimizer.zero_grad(set_to_none=True)
@@ -159,11 +174,17 @@ class Trainer:
             self.clock += 1
 
     def _backward(self, x: Tensor, mixed: Mixed) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, and its logits, with the gradient left at the parameters."""
+        """The loss of a batch, and its logits, with the gradient left at the parameters.
+
+        x: the mixed images, below them as many again for each further view of `consistency`.
+        """
         with autocast(self.device, self.recipe.precision):
             logits = self.forward(x)
-        logits = logits.float()
+        views = logits.float().split(self.recipe.batch_size)
+        logits = views[0]
         loss = mixed_cross_entropy(logits, mixed, self.recipe.label_smoothing)
+        if self.recipe.consistency:
+            loss = loss + self.recipe.consistency * disagreement(torch.stack(views))
         loss.backward()
         return loss.detach(), logits.detach()
 

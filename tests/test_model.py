@@ -145,6 +145,28 @@ def test_se_sits_on_the_branch_and_not_on_the_skip():
     torch.testing.assert_close(block(x), x)
 
 
+@pytest.mark.parametrize(("c_in", "c_out", "stride"), [(8, 8, 1), (8, 16, 2)])
+@pytest.mark.parametrize(("placement", "expected"), [
+    ("standard", lambda se, branch, skip, whole, x: torch.relu(se(branch(x)) + skip(x))),
+    ("pre", lambda se, branch, skip, whole, x: torch.relu(branch(se(x)) + skip(x))),
+    ("post", lambda se, branch, skip, whole, x: se(whole(x))),
+    ("identity", lambda se, branch, skip, whole, x: torch.relu(branch(x) + se(skip(x)))),
+])  # fmt: skip
+def test_se_sits_where_its_placement_says(placement, expected, c_in, c_out, stride):
+    """Hu et al. 2018, figure 5, put together from torchvision's block, whose weights are ours."""
+    block = BasicBlock(c_in, c_out, stride, reduction=4, se_placement=placement).eval()
+    theirs = torchvision.models.resnet.BasicBlock(c_in, c_out, stride, block.downsample).eval()
+    theirs.load_state_dict({name: value for name, value in block.state_dict().items() if "se." not in name})
+    branch = nn.Sequential(theirs.conv1, theirs.bn1, nn.ReLU(), theirs.conv2, theirs.bn2)
+    x = torch.rand(2, c_in, 6, 5)
+    torch.testing.assert_close(block(x), expected(block.se, branch, block.downsample, theirs, x))
+
+
+def test_an_unknown_placement_is_refused():
+    with pytest.raises(CourseError, match="se_placement='middle' is unknown: expected one of standard, pre"):
+        BasicBlock(8, 8, se_placement="middle")
+
+
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.9])
 def test_drop_path_is_torchvisions_stochastic_depth(p):
     """Whole images are left out, the others scaled up; with the same mask the same numbers."""

@@ -35,6 +35,7 @@ REAL = {
     "weight_decay": (0.0, 0.1),
     "strength": (0.0, 2.0),
     "mixup_alpha": (0.0, 10.0),
+    "consistency": (0.0, 100.0),
 }
 NUMBERS = WHOLE | REAL
 
@@ -121,7 +122,8 @@ def test_a_sweep_varies_what_it_says_and_its_names_lead_back(name, base):
                  "strength": {"strength"}, "dropout": {"dropout"}, "warmup": {"warmup_epochs"},
                  "rate": {"learning_rate", "weight_decay"}, "schedule": {"epochs"},
                  "beyond": {"ema_decay", "nesterov", "decay_all", "label_smoothing", "drop_path", "cutmix_alpha",
-                            "sam_rho"}}[name]  # fmt: skip
+                            "sam_rho", "batch_size", "learning_rate", "consistency", "se_placement", "epochs",
+                            *(["mixup_alpha"] if RECIPES[base].mixup_alpha else [])}}[name]  # fmt: skip
     rows = [one.to_dict() for one in made]
     assert {field for field in rows[0] if len({str(row[field]) for row in rows}) > 1} == fields_of | {"name"}
 
@@ -206,7 +208,8 @@ def test_a_recipe_either_round_trips_or_is_refused(changes):
     try:
         made = Recipe("x", **changes)
     except CourseError:
-        assert any(not NUMBERS[name][0] <= value <= NUMBERS[name][1] for name, value in changes.items())
+        clash = changes.get("consistency") and changes.get("mixup_alpha")
+        assert clash or any(not NUMBERS[name][0] <= value <= NUMBERS[name][1] for name, value in changes.items())
     else:
         assert Recipe.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
@@ -250,6 +253,17 @@ def test_a_batch_is_no_larger_than_the_training_set():
     assert Recipe("x", batch_size=100, train_size=100).batch_size == 100
     with pytest.raises(CourseError, match=r"batch_size=101 .*train_size=100.*2 to 100"):
         Recipe("x", batch_size=101, train_size=100)
+
+
+@pytest.mark.parametrize("field", ["mixup_alpha", "cutmix_alpha"])
+def test_views_of_a_mixed_image_are_not_compared(field):
+    with pytest.raises(CourseError, match="consistency=12 compares views of one image.*set mixup_alpha=0 and cutmix"):
+        Recipe("x", consistency=12.0, **{field: 1.0})
+
+
+@pytest.mark.parametrize("placement", ["", "middle", None, 1])
+def test_an_unknown_placement_is_refused_with_those_there_are(placement):
+    assert refused("se_placement", placement).endswith("expected one of standard, pre, post, identity.")
 
 
 @given(st.integers(4, 64), st.integers(1, 64))

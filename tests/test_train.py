@@ -24,7 +24,7 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from scipy.stats import binomtest
+from scipy.stats import binomtest, entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from helpers import checkpoint, data, evaluate, mixing, runs, train
@@ -196,6 +196,42 @@ def test_a_sharpness_aware_step_is_the_two_steps_of_the_paper(stand_in, tiny, rh
     for ours, theirs in zip(trainer.model.state_dict().values(), model.state_dict().values(), strict=True):
         if ours.is_floating_point():  # batch norm's running statistics too: the neighbour leaves no trace in them
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(views=st.integers(1, 4), classes=st.integers(2, 10), spread=st.floats(0.0, 50.0), seed=st.integers(0, 99))
+def test_disagreement_is_scipys_entropy_of_the_mean_less_the_mean_entropy(views, classes, spread, seed):
+    logits = spread * torch.randn(views, 5, classes, generator=generator(seed))
+    each = logits.double().softmax(2).numpy()
+    expected = entropy(each.mean(0), axis=1) - entropy(each, axis=2).mean(0)
+    assert train.disagreement(logits).item() == pytest.approx(expected.mean(), abs=1e-5)
+
+
+def test_a_consistent_step_compares_an_image_with_two_views_of_it(stand_in, tiny):
+    """AugMix, equation 1: cross-entropy on the image itself, and 12 times the divergence of all three predictions."""
+    recipe = tiny.but(dropout=0.0, stage="crop_flip", mixup_alpha=0.0, seed=4, consistency=12.0)
+    trainer = train.Trainer(recipe, stand_in, CPU)
+    model = recipe.network().to(memory_format=torch.channels_last)
+    model.load_state_dict(trainer.model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, recipe.momentum, weight_decay=recipe.weight_decay)
+    trainer.model.train()
+    model.train()
+    draws = generator(recipe.seed, 1)
+    for step in range(5):
+        index = torch.randperm(recipe.train_size, generator=generator(step))[: recipe.batch_size]
+        loss = trainer.step(index, 0.05).item()
+        images = stand_in.train.images[index]
+        views = [Augment(stage)(images, draws) for stage in ("crop_flip", *["rotation_autoaugment"] * 2)]
+        logits = model(torch.cat(views).contiguous(memory_format=torch.channels_last)).split(len(index))
+        p = [one.softmax(1) for one in logits]
+        mean = (sum(p) / 3).clamp(1e-7, 1).log()
+        divergence = sum(F.kl_div(mean, one, reduction="batchmean") for one in p) / 3
+        expected = F.cross_entropy(logits[0], stand_in.train.labels[index]) + 12 * divergence
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        assert loss == pytest.approx(expected.item(), rel=1e-4)
+    assert trainer.validate(trainer.model).keys() == {"val_loss", "val_accuracy", "val_augmented_accuracy"}
 
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
