@@ -257,7 +257,7 @@ def test_a_batch_is_no_larger_than_the_training_set():
 
 @pytest.mark.parametrize("field", ["mixup_alpha", "cutmix_alpha"])
 def test_views_of_a_mixed_image_are_not_compared(field):
-    with pytest.raises(CourseError, match="consistency=12 compares views of one image.*set mixup_alpha=0 and cutmix"):
+    with pytest.raises(CourseError, match=r"consistency=12 compares views of one image.*set mixup_alpha=0 and cutmix"):
         Recipe("x", consistency=12.0, **{field: 1.0})
 
 
