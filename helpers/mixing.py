@@ -16,6 +16,8 @@ from torch import Tensor
 from helpers.augment.families import constant, outside
 from helpers.runtime import CourseError
 
+LEAST_ALPHA = 0.01  # below it both gammas behind a Beta underflow float64, and lambda comes out as 1/2
+
 
 class Mixed(NamedTuple):
     """A mixed batch: image i is worth lam[i] of class targets_a[i] and 1 - lam[i] of class targets_b[i]."""
@@ -31,13 +33,13 @@ def mixup(
 ) -> Mixed:
     """lam * images + (1 - lam) * the same images in another order, lam from Beta(alpha, alpha).
 
-    images floating point [B, C, H, W]; targets int64 [B]; alpha >= 0, where 0 is no mixing and draws nothing.
-    generator on the images' device. per_image draws a lam for each image, otherwise the batch shares one, as in the
-    Mixup paper. Raises CourseError for another dtype, shape or range.
+    images floating point [B, C, H, W]; targets int64 [B]; alpha 0 is no mixing and draws nothing, else it is at least
+    LEAST_ALPHA. generator on the images' device. per_image draws a lam for each image, otherwise the batch shares one,
+    as in the Mixup paper. Raises CourseError for another dtype, shape or range.
     """
     if _off(images, targets, alpha, generator):
         return Mixed(images, targets, targets, torch.ones(len(images), device=images.device))
-    lam = beta(alpha, len(images) if per_image else 1, generator, images.device).expand(len(images))
+    lam = beta(alpha, len(images) if per_image else 1, generator, images.device).repeat(1 if per_image else len(images))
     return _blend(images, targets, lam, lam.view(-1, 1, 1, 1).to(images.dtype), generator)
 
 
@@ -60,7 +62,7 @@ def cutmix(
         edges.append(((middle - half).clamp_(min=0), (middle + half).clamp_(max=n)))
     (top, bottom), (left, right) = edges
     keep = outside(torch.stack((top, left, bottom - top, right - left), dim=1), images.shape[2:])
-    lam = keep.mean((1, 2, 3)).expand(len(images))
+    lam = keep.mean((1, 2, 3)).repeat(1 if per_image else len(images))
     return _blend(images, targets, lam, keep.to(images.dtype), generator)
 
 
@@ -68,10 +70,10 @@ def mix(
     images: Tensor, targets: Tensor, mixup_alpha: float, cutmix_alpha: float, generator: torch.Generator | None = None
 ) -> Mixed:
     """What a recipe asks for: Mixup, CutMix, neither (alpha 0), or either with probability 1/2 for the whole batch."""
-    if not cutmix_alpha:
+    if cutmix_alpha == 0:
         return mixup(images, targets, mixup_alpha, generator)
     cut = cutmix(images, targets, cutmix_alpha, generator)
-    if not mixup_alpha:
+    if mixup_alpha == 0:
         return cut
     blended = mixup(images, targets, mixup_alpha, generator)
     heads = torch.rand((), generator=generator, device=images.device) < 0.5
@@ -122,8 +124,8 @@ def _off(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generat
     if targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
         wrong = f"{targets.dtype} {list(targets.shape)}"
         raise CourseError(f"Mixing takes targets int64 [{len(images)}], one per image, but got {wrong}.")
-    if not (math.isfinite(alpha) and alpha >= 0):
-        raise CourseError(f"alpha must be a number of at least 0, where 0 means no mixing, but got {alpha}.")
+    if not (alpha == 0 or LEAST_ALPHA <= alpha < math.inf):
+        raise CourseError(f"alpha must be 0 for no mixing, or a number of at least {LEAST_ALPHA}, but got {alpha}.")
     return alpha == 0 or len(images) == 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from helpers.augment import STAGES, policies
+from helpers.mixing import LEAST_ALPHA
 from helpers.model import SE_PLACEMENTS, SEResNet
 from helpers.runtime import CourseError
 
@@ -134,6 +135,12 @@ class Recipe:
             raise CourseError(
                 f"strength={self.strength:g} changes nothing at stage={self.stage}: give a later stage, or strength=1."
             )
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if 0 < getattr(self, name) < LEAST_ALPHA:
+                raise CourseError(
+                    f"{name}={getattr(self, name):g} is too small to draw from: expected 0 for none, or at least "
+                    f"{LEAST_ALPHA}."
+                )
         if self.consistency and (self.mixup_alpha or self.cutmix_alpha):
             raise CourseError(
                 f"consistency={self.consistency:g} compares views of one image, and Mixup or CutMix makes it two: set "

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from helpers.mixing import Mixed, beta, cutmix, mixed_correct, mixed_cross_entropy, mixup
+from helpers.mixing import Mixed, beta, cutmix, mix, mixed_correct, mixed_cross_entropy, mixup
 from helpers.runtime import CourseError, generator
 
 CPU = torch.device("cpu")
@@ -137,6 +137,39 @@ def test_same_generator_same_result_and_empty_batch(mix):
     assert mix(images.bfloat16(), targets, 0.3, generator(14)).images.dtype == torch.bfloat16
 
 
+def test_a_recipes_mix_is_cutmix_for_half_of_the_batches():
+    """A batch is mixed by one of both, whole; CutMix alone leaves every pixel as it was in one of two images."""
+    images, targets = batch(8)[0], torch.arange(8)
+    g, cut = generator(20), []
+    for _ in range(400):
+        mixed = mix(images, targets, 1.0, 1.0, g)
+        partner, lam = images[mixed.targets_b], mixed.lam[0]
+        pasted = bool(((mixed.images == images) | (mixed.images == partner)).all())
+        blended = torch.allclose(mixed.images, lam * images + (1 - lam) * partner, atol=1e-6)
+        assert pasted or blended
+        cut.append(pasted)
+    assert stats.binomtest(sum(cut), len(cut)).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("mixup_alpha", "cutmix_alpha"), [(0.0, 0.0), (0.4, 0.0), (0.0, 0.4)])
+def test_a_recipes_mix_of_one_kind_is_that_kind(mixup_alpha, cutmix_alpha):
+    images, targets = batch()
+    ours = mix(images, targets, mixup_alpha, cutmix_alpha, generator(21))
+    kind = cutmix if cutmix_alpha else mixup
+    theirs = kind(images, targets, cutmix_alpha or mixup_alpha, generator(21))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert mix(images[:0], targets[:0], 0.4, 0.4).images.shape == (0, 3, 32, 32)
+    for wrong in ((-1.0, 0.4), (0.4, None), (None, 0.0)):
+        with pytest.raises(CourseError, match="alpha"):
+            mix(images, targets, *wrong)
+
+
+def test_a_lambda_can_be_changed_alone():
+    mixed = mixup(*batch(), 1.0, generator(22))
+    mixed.lam[0] = 2.0
+    assert (mixed.lam == 2.0).sum() == 1
+
+
 def test_partners_are_a_uniform_permutation():
     images, targets = torch.zeros(4, 1, 2, 2), torch.arange(4)
     g = generator(15)
@@ -177,6 +210,7 @@ def test_wrong_arguments_are_refused_in_one_sentence(mix):
         ((images, targets[:3], 1.0), "one per image"),
         ((images, targets.float(), 1.0), "int64"),
         ((images, targets, -0.1), "alpha"),
+        ((images, targets, 0.005), "alpha must be 0 for no mixing, or a number of at least 0.01"),
         ((images, targets, float("nan")), "alpha"),
         (([1], targets, 1.0), "images"),
         ((images, [0, 1], 1.0), "targets"),

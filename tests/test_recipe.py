@@ -208,7 +208,8 @@ def test_a_recipe_either_round_trips_or_is_refused(changes):
     try:
         made = Recipe("x", **changes)
     except CourseError:
-        clash = changes.get("consistency") and changes.get("mixup_alpha")
+        alpha = changes.get("mixup_alpha", 0)
+        clash = (changes.get("consistency") and alpha) or 0 < alpha < 0.01
         assert clash or any(not NUMBERS[name][0] <= value <= NUMBERS[name][1] for name, value in changes.items())
     else:
         assert Recipe.from_dict(json.loads(json.dumps(made.to_dict()))) == made
@@ -259,6 +260,11 @@ def test_a_batch_is_no_larger_than_the_training_set():
 def test_views_of_a_mixed_image_are_not_compared(field):
     with pytest.raises(CourseError, match=r"consistency=12 compares views of one image.*set mixup_alpha=0 and cutmix"):
         Recipe("x", consistency=12.0, **{field: 1.0})
+
+
+@pytest.mark.parametrize("field", ["mixup_alpha", "cutmix_alpha"])
+def test_an_alpha_too_small_to_draw_from_is_refused(field):
+    assert "expected 0 for none, or at least 0.01" in refused(field, 1e-3)
 
 
 @pytest.mark.parametrize("placement", ["", "middle", None, 1])
