@@ -105,7 +105,7 @@ def _kornia(images: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
     s = Settings()
     augment = torch.nn.Sequential(
         k.RandomCrop((32, 32), padding=s.padding), k.RandomHorizontalFlip(p=s.flip),
-        k.RandomRotation(s.rotation, p=1.0), AutoAugment("cifar10"),
+        k.RandomRotation(s.rotation, resample="nearest", p=1.0), AutoAugment("cifar10"),
         k.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=1.0),
         k.RandomSharpness((s.sharpness, s.sharpness), p=s.sharpness_p),
         k.RandomGaussianBlur((3, 3), s.blur, p=s.blur_p),
@@ -165,7 +165,7 @@ def augment_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 3.0
     """Images/s and memory of the paper's whole augmentation on CIFAR-10 on the CPU, ours and three others.
 
     Every contestant runs in a fresh process, one after the other, `rounds` times around; its best round counts, since
-    other work on the machine can only slow it. "MB" is the peak beyond libraries and data set, workers included;
+    other work on the machine can only slow it. "MB" is the peak beyond libraries and data set, and what workers hold;
     "ours" is how many times as fast this course is at that batch size. OMP_NUM_THREADS limits the two without workers.
     Raises CourseError where CIFAR-10 is missing.
     """

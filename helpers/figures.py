@@ -175,8 +175,9 @@ def ladder(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -
     """Test accuracy of each rung of a recipe's ladder that has been run, on clean and, where counted, distorted images:
     mean over seeds and its interval.
     """
+    names = {rung.name: "mixup" if rung.mixup_alpha else rung.stage for rung in recipe.ladder(base)}
     rows = rungs(table, base)
-    return _compare(rows, "rung", f"The ladder on {base.name}, {schedule(rows)}")
+    return _compare(rows.assign(rung=rows.rung.map(names)), "rung", f"The ladder on {base.name}, {schedule(rows)}")
 
 
 _NONE = {"mixup_alpha": "no Mixup", "cutmix_alpha": "no CutMix", "reduction": "no SE"}  # what a 0 means

@@ -245,8 +245,8 @@ def _three_numbers(values: object) -> bool:
 def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of a set uint8 [N, 3, H, W], of pixels in [0, 1].
 
-    The deviation is that over all pixels of the set. ImageNet's well-known one is smaller than that: it is the mean of
-    the single images' (pytorch/vision, pull request 1965).
+    The deviation is that over all pixels of the set. ImageNet's well-known one is smaller than that would be: it is
+    probably the mean over single images (pytorch/vision, pull request 1965).
     Raises CourseError for images of another dtype or shape, and for an empty set.
     """
     ops.check_images(images)
