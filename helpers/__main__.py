@@ -69,7 +69,8 @@ def train(recipe: Annotated[str | None, typer.Argument(help="A named recipe, suc
 
 
 @app.command()
-def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, or a .safetensors file.")] = None,
+def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, a recipe's with several seeds, or a "
+                                                                  ".safetensors file.")] = None,
              weights: Annotated[Path | None, typer.Option(help="The same, as an option.")] = None,
              data: Annotated[Path | None, typer.Option(help="A shifted set or a CIFAR-10-C folder; default: the clean "
                                                             "test set, its result kept in the run's record.")] = None,
@@ -79,11 +80,17 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, or
              stand_in: StandIn = False) -> None:  # fmt: skip
     """Measure weights on a set of images; where it has no labels, write a submission and estimate the accuracy."""
     from helpers import assess, runs
+    from helpers import together as seeds
 
     if (run is None) == (weights is None):
         raise CourseError("Give one run to evaluate: its folder, or --weights and a folder or .safetensors file.")
     if data and corruptions:
         raise CourseError("--corruptions distorts the clean test images: give it or --data, not both.")
+    if run and not (run / "run.json").exists() and any(run.glob("*/run.json")):
+        if data or corruptions:
+            raise CourseError("Several seeds together are tested on clean images: leave out --data, --corruptions.")
+        print(seeds.together(run, stand_in).round(4).to_string(index=False))
+        return
     chosen = runs.read(run or weights)
     name = data.stem if data else "test"
     folder = out or ROOT / "out" / "evaluate" / chosen.label.replace("/", "-") / name

@@ -163,7 +163,7 @@ def test_dependencies_have_a_lower_and_an_upper_bound_and_a_reason():
 def test_importing_a_room_does_no_work():
     rooms = (
         "runtime readers data augment distort shift mixing model recipe runs evaluate estimate publish checkpoint "
-        "exchange train sweep stats plots assess figures notebooks bench tables __main__"
+        "exchange train sweep together stats plots assess figures notebooks bench tables __main__"
     )
     code = f"import sys; sys.argv = ['x']; import {', '.join(f'helpers.{room}' for room in rooms.split())}"
     result = subprocess.run(

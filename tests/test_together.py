@@ -1,0 +1,77 @@
+"""Several seeds as one: means against sums written out, and batch norm's statistics against those of all images."""
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY
+from sklearn.metrics import accuracy_score
+
+from helpers import evaluate, runs, train
+from helpers.augment import Augment
+from helpers.runtime import CourseError
+from helpers.together import FILE, mean_of_weights, together
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def networks(count: int) -> list[torch.nn.Module]:
+    torch.manual_seed(3)
+    return [TINY.network().to(memory_format=torch.channels_last).eval() for _ in range(count)]
+
+
+def test_weights_are_means_and_statistics_are_counted_anew(stand_in):
+    models = networks(3)
+    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    soup = mean_of_weights(models, stand_in.train.images[:200], Augment("none"))
+    for name, parameter in soup.named_parameters():
+        mean = sum(model.get_parameter(name) for model in models) / 3
+        torch.testing.assert_close(parameter, mean)
+    seen = soup.stem[0](Augment("none")(stand_in.train.images[:200]))
+    torch.testing.assert_close(soup.stem[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(soup.stem[1].running_var, seen.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert not soup.training
+    for model, old in zip(models, before, strict=True):
+        assert all(torch.equal(value, old[name]) for name, value in model.state_dict().items())
+
+
+def test_the_mean_of_one_network_is_that_network(stand_in):
+    model = networks(1)[0]
+    soup = mean_of_weights([model, model], stand_in.train.images[:100], Augment("none"))
+    assert all(torch.equal(a, b) for a, b in zip(soup.parameters(), model.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory, stand_in):
+    folder = tmp_path_factory.mktemp("store") / TINY.name
+    for seed in (0, 1):
+        train.fit(TINY.but(seed=seed), stand_in, folder / str(seed))
+        evaluate.test_run(folder / str(seed), stand_in=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_cifar(monkeypatch):
+    monkeypatch.setenv("CIFAR10_ROOT", "/nonexistent/cifar")
+
+
+def test_seeds_are_tested_alone_and_together(seeds):
+    table = together(seeds, stand_in=True).set_index("network")
+    assert list(table.index) == ["seed 0", "seed 1", "mean of predictions", "mean of weights"]
+    found = [runs.read(seeds / str(seed)) for seed in (0, 1)]
+    for seed, run in enumerate(found):
+        test = run.record["test"]
+        assert table.loc[f"seed {seed}", "accuracy"] == pytest.approx(test["accuracy"], abs=1e-6)
+        assert table.loc[f"seed {seed}", "count"] == test["count"]
+    test = evaluate.own_test(found[0], stand_in=True)
+    p = sum(evaluate.predict(evaluate.load_model(run), test.images, Augment("none"), TINY.precision).softmax(1)
+            for run in found)  # fmt: skip
+    right = accuracy_score(test.labels, p.argmax(1))
+    assert table.loc["mean of predictions", "accuracy"] == pytest.approx(right, abs=1e-6)
+    assert (table.low < table.accuracy).all() and (table.accuracy < table.high).all()
+    assert pd.read_csv(seeds / FILE).equals(table.reset_index())
+
+
+def test_one_seed_is_refused(seeds, tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(CourseError, match=r"x has 0 seed\(s\) with weights, and it takes two"):
+        together(tmp_path / "x", stand_in=True)
