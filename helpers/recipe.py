@@ -83,6 +83,7 @@ class Recipe:
     mixup_alpha: float = 0.0  # Beta(alpha, alpha); 0 is no Mixup
     cutmix_alpha: float = 0.0  # the same for CutMix; with both, a coin for each batch
     consistency: float = 0.0  # weight of AugMix's loss: agree on two more views of an image, through the last stage
+    teacher: str = ""  # the recipe whose finished seeds, in the same store, are to be imitated for half of the loss
     resolutions: tuple[int, ...] = (32,)  # side of the training images, each for an equal share of the epochs
     # data and arithmetic (ours)
     train_size: int = 45_000
@@ -141,6 +142,10 @@ class Recipe:
                     f"{name}={getattr(self, name):g} is too small to draw from: expected 0 for none, or at least "
                     f"{LEAST_ALPHA}."
                 )
+        if not isinstance(self.teacher, str) or not re.fullmatch(r"[a-z0-9_.]*", self.teacher):
+            raise CourseError(
+                f"teacher={self.teacher!r} cannot teach: expected the name of a recipe without '-', as quick or paper."
+            )
         if self.consistency and (self.mixup_alpha or self.cutmix_alpha):
             raise CourseError(
                 f"consistency={self.consistency:g} compares views of one image, and Mixup or CutMix makes it two: set "
@@ -336,6 +341,7 @@ def ingredients(base: Recipe) -> list[Recipe]:
         {"sam_rho": (0.05,)},
         {"mixup_alpha": (0.0,), "consistency": (12.0,)},  # 12 as in AugMix
         {"se_placement": SE_PLACEMENTS[1:]},
+        {"teacher": (base.name,)},
         {"epochs": (2 * base.epochs,)},
     ]
     return [base, *(made for change in changes for made in vary(base, **change))]

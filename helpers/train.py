@@ -25,7 +25,7 @@ from tqdm import tqdm
 from helpers import checkpoint, runs
 from helpers.augment import STAGES, Augment, Settings
 from helpers.data import ImageSet, TrainingData, load_set, split_train_val
-from helpers.evaluate import autocast, predict
+from helpers.evaluate import autocast, load_model, predict
 from helpers.mixing import Mixed, mix, mixed_correct, mixed_cross_entropy
 from helpers.model import Dropout, count_parameters
 from helpers.recipe import Recipe
@@ -98,13 +98,16 @@ class Trainer:
     in the same place on the device, so that on CUDA one capture of `_step` serves for every step.
     """
 
-    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device):
+    def __init__(
+        self, recipe: Recipe, data: TrainingData, device: torch.device, teachers: Sequence[nn.Module] = ()
+    ):
         if len(data.train.labels) != recipe.train_size:
             raise CourseError(
                 f"The recipe asks for train_size={recipe.train_size:,} and got "
                 f"{len(data.train.labels):,} images: use training_data(recipe)."
             )
         self.recipe, self.device, self.steps = recipe, device, steps_per_epoch(recipe)
+        self.teachers = [teacher.to(device) for teacher in teachers]
         self.train, self.val = (part.to(device) for part in (data.train, data.val))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -183,10 +186,18 @@ class Trainer:
         views = logits.float().split(self.recipe.batch_size)
         logits = views[0]
         loss = mixed_cross_entropy(logits, mixed, self.recipe.label_smoothing)
+        if self.teachers:
+            loss = torch.lerp(loss, F.cross_entropy(logits, self._taught(x[: len(logits)])), 0.5)
         if self.recipe.consistency:
             loss = loss + self.recipe.consistency * disagreement(torch.stack(views))
         loss.backward()
         return loss.detach(), logits.detach()
+
+    @torch.no_grad()
+    def _taught(self, x: Tensor) -> Tensor:
+        """What the teachers predict of the same images on average: probabilities [B, classes] (Hinton et al. 2015)."""
+        with autocast(self.device, self.recipe.precision):
+            return sum(teacher(x).float().softmax(1) for teacher in self.teachers) / len(self.teachers)
 
     def _sharpness_aware(self, x: Tensor, mixed: Mixed) -> None:
         """Replace the gradient by that at the worst neighbour, `sam_rho` away along it (Foret et al. 2021, eq. 2, 3).
@@ -408,8 +419,13 @@ class _Session:
         state, problems = checkpoint.read(path)
         if state:
             _refuse_another(state["recipe"], state["data"], recipe, data.source, path)
+        self.teachers = _teachers(recipe, path.parent.parent, data.source)
+        begun = state.get("teachers", []) if state else []
+        if state and begun != [teacher.label for teacher in self.teachers]:
+            raise CourseError(f"{shown(path)} was begun under the teachers {', '.join(begun)}, and there are others by "
+                              "now: start afresh with resume=False (--fresh).")  # fmt: skip
         with _memory_advice(recipe, device):
-            self.trainer = Trainer(recipe, data, device)
+            self.trainer = Trainer(recipe, data, device, [load_model(teacher) for teacher in self.teachers])
         if state:
             self.trainer.restore(state)
             self.count = state["count"]
@@ -460,7 +476,8 @@ class _Session:
         self.trainer.check_finite(self.kept)
         self.count += 1
         self.tick()
-        checkpoint.write(self.path, self.trainer.state(), self.count)
+        names = [teacher.label for teacher in self.teachers]
+        checkpoint.write(self.path, {**self.trainer.state(), "teachers": names}, self.count)
         if self.trainer.history:
             runs.write_history(self.path, self.trainer.history)
 
@@ -488,10 +505,22 @@ class _Session:
                 "versions": versions(), "device": device_name(trainer.device),
                 "parameters": count_parameters(trainer.model), "best_epoch": best["epoch"],
                 "seconds": round(trainer.seconds, 1), "images_per_second": round(images / trainer.seconds, 1),
-                "metrics": metrics,
+                "metrics": metrics, "teachers": [teacher.label for teacher in self.teachers],
             })  # fmt: skip
         for name in checkpoint.SLOTS:
             (self.path / name).unlink(missing_ok=True)
+
+
+def _teachers(recipe: Recipe, store: Path, source: str) -> list[runs.Run]:
+    """The finished seeds of the recipe's teacher in the same store; CourseError if none is there with weights."""
+    if not recipe.teacher:
+        return []
+    found = [runs.read(path.parent) for path in sorted((store / recipe.teacher).glob("*/run.json"))]
+    found = [run for run in found if run.weights.exists() and run.record["data"] == source]
+    if not found:
+        raise CourseError(f"{recipe.name} learns from {recipe.teacher}, of which {shown(store)} holds no finished run "
+                          "with weights: train that first, with the same --root.")  # fmt: skip
+    return found
 
 
 def _train(sessions: list[_Session], stop: dict[str, int]) -> None:

@@ -123,7 +123,7 @@ def test_a_sweep_varies_what_it_says_and_its_names_lead_back(name, base):
                  "rate": {"learning_rate", "weight_decay"}, "schedule": {"epochs"},
                  "beyond": {"ema_decay", "nesterov", "decay_all", "label_smoothing", "drop_path", "cutmix_alpha",
                             "sam_rho", "batch_size", "learning_rate", "consistency", "se_placement", "epochs",
-                            *(["mixup_alpha"] if RECIPES[base].mixup_alpha else [])}}[name]  # fmt: skip
+                            "teacher", *(["mixup_alpha"] if RECIPES[base].mixup_alpha else [])}}[name]  # fmt: skip
     rows = [one.to_dict() for one in made]
     assert {field for field in rows[0] if len({str(row[field]) for row in rows}) > 1} == fields_of | {"name"}
 
@@ -265,6 +265,11 @@ def test_views_of_a_mixed_image_are_not_compared(field):
 @pytest.mark.parametrize("field", ["mixup_alpha", "cutmix_alpha"])
 def test_an_alpha_too_small_to_draw_from_is_refused(field):
     assert "expected 0 for none, or at least 0.01" in refused(field, 1e-3)
+
+
+@pytest.mark.parametrize("teacher", ["quick-none", "../quick", "a b", None, 3])
+def test_a_teacher_is_a_recipe_of_one_word(teacher):
+    assert refused("teacher", teacher).endswith("the name of a recipe without '-', as quick or paper.")
 
 
 @pytest.mark.parametrize("placement", ["", "middle", None, 1])

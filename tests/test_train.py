@@ -234,6 +234,47 @@ def test_a_consistent_step_compares_an_image_with_two_views_of_it(stand_in, tiny
     assert trainer.validate(trainer.model).keys() == {"val_loss", "val_accuracy", "val_augmented_accuracy"}
 
 
+def test_a_taught_step_is_half_the_labels_and_half_the_mean_of_the_teachers(stand_in, tiny):
+    """Hinton et al. 2015 at temperature 1: cross-entropy with the teachers' mean probabilities on the same images."""
+    recipe = tiny.but(dropout=0.0, stage="none", mixup_alpha=0.0, seed=4)
+    torch.manual_seed(5)
+    teachers = [recipe.network().to(memory_format=torch.channels_last).eval() for _ in range(2)]
+    trainer = train.Trainer(recipe, stand_in, CPU, teachers)
+    model = recipe.network().to(memory_format=torch.channels_last)
+    model.load_state_dict(trainer.model.state_dict())
+    before = [copy.deepcopy(teacher.state_dict()) for teacher in teachers]
+    trainer.model.train()
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, recipe.momentum, weight_decay=recipe.weight_decay)
+    for step in range(5):
+        index = torch.randperm(recipe.train_size, generator=generator(step))[: recipe.batch_size]
+        loss = trainer.step(index, 0.05).item()
+        x = Augment("none")(stand_in.train.images[index]).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            taught = sum(teacher(x).softmax(1) for teacher in teachers) / 2
+        logits = model(x)
+        hard = F.nll_loss(logits.log_softmax(1), stand_in.train.labels[index])
+        expected = (hard - (taught * logits.log_softmax(1)).sum(1).mean()) / 2
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        assert loss == pytest.approx(expected.item(), rel=1e-4)
+    for teacher, old in zip(teachers, before, strict=True):
+        assert all(torch.equal(value, old[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_recipe_learns_from_the_seeds_beside_it(stand_in, tiny, tmp_path):
+    recipe = tiny.but(name="taught", teacher="tiny", epochs=2)
+    with pytest.raises(CourseError, match=r"taught learns from tiny, of which .* holds no finished run with weights"):
+        fit(recipe, stand_in, tmp_path / "taught" / "0")
+    first = tiny.but(epochs=2)
+    fit(first, stand_in, tmp_path / "tiny" / "0")
+    run = fit(recipe, stand_in, tmp_path / "taught" / "0")
+    assert run.record["teachers"] == ["tiny/0"]
+    plain = fit(recipe.but(name="plain", teacher=""), stand_in, tmp_path / "plain" / "0")
+    assert plain.record["teachers"] == [] and not plain.history.equals(run.history)
+
+
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 def test_a_compiled_step_trains_alike(stand_in, tiny):
     """The same draws (the dropout's too), the same losses to rounding; validation stays eager."""
@@ -408,6 +449,20 @@ def test_an_interrupted_run_ends_with_the_same_bytes(finished_tiny, stand_in, ti
     resumed = fit(tiny, stand_in, tmp_path)
     assert result(tmp_path) == result(finished_tiny) and names(tmp_path) == FILES
     assert resumed.record["metrics"] == runs.read(finished_tiny).record["metrics"]
+
+
+def test_a_run_goes_on_under_the_teachers_it_began_with(finished_tiny, stand_in, tiny, tmp_path):
+    recipe = tiny.but(name="taught", teacher="tiny")
+    shutil.copytree(finished_tiny, tmp_path / "tiny" / "0")
+    whole, parts, moved = (tmp_path / "taught" / str(number) for number in range(3))
+    fit(recipe, stand_in, whole)
+    for path in (parts, moved):
+        interrupted(recipe, stand_in, path)
+    fit(recipe, stand_in, parts)
+    assert result(parts) == result(whole)
+    fit(tiny.but(seed=1), stand_in, tmp_path / "tiny" / "1")
+    with pytest.raises(CourseError, match="begun under the teachers tiny/0, and there are others by now"):
+        fit(recipe, stand_in, moved)
 
 
 def test_a_run_from_before_a_field_existed_is_the_same_run(finished_tiny, stand_in, tiny, tmp_path):
