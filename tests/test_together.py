@@ -75,3 +75,13 @@ def test_one_seed_is_refused(seeds, tmp_path):
     (tmp_path / "x").mkdir()
     with pytest.raises(CourseError, match=r"x has 0 seed\(s\) with weights, and it takes two"):
         together(tmp_path / "x", stand_in=True)
+
+
+@pytest.mark.parametrize("path", sorted(runs.RECORDED.glob(f"*/{FILE}")), ids=lambda path: path.parent.name)
+def test_what_is_recorded_of_seeds_together_is_of_the_recorded_seeds(path):
+    table = pd.read_csv(path).set_index("network")
+    alone = table[table.index.str.startswith("seed")]
+    tests = {f"seed {run.parent.name}": runs.read(run.parent).record["test"] for run in path.parent.glob("*/run.json")}
+    assert set(alone.index) == set(tests)
+    for name, row in alone.iterrows():
+        assert row.accuracy == pytest.approx(tests[name]["accuracy"], abs=1e-6) and row["count"] == tests[name]["count"]
