@@ -41,17 +41,20 @@ def test_the_mean_of_one_network_is_that_network(stand_in):
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory, stand_in):
+def no_cifar():
+    """The stand-in set is the test set, wherever CIFAR-10 is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFAR10_ROOT", "/nonexistent/cifar")
+        yield
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory, stand_in, no_cifar):
     folder = tmp_path_factory.mktemp("store") / TINY.name
     for seed in (0, 1):
         train.fit(TINY.but(seed=seed), stand_in, folder / str(seed))
         evaluate.test_run(folder / str(seed), stand_in=True)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_cifar(monkeypatch):
-    monkeypatch.setenv("CIFAR10_ROOT", "/nonexistent/cifar")
 
 
 def test_seeds_are_tested_alone_and_together(seeds):
