@@ -28,9 +28,10 @@ REPORTED = {
 }
 NEAREST = ("paper", "laptop", "quick")  # the recipes that stand for the paper's, the nearest first
 TIERS = ("gpu", "cpu", "quick")
+LADDERS = {"ladder": recipe.ladder, "climb": recipe.climb}  # kind -> the rungs on a base, in their order
 
 # What to see in each figure, in words: for the README, and wherever else one is shown. Of ladders and of varied fields
-# there are several, ladder_<recipe> and varied_<field>.
+# there are several: ladder_<recipe>, climb_<recipe> and varied_<field>.
 ALT = {
     "figure_1_architecture": "The network: a stem, four stages of residual blocks with squeeze-and-excitation, and a "
     "head; every box with its layers, every stage with its output shape and parameters",
@@ -43,6 +44,9 @@ ALT = {
     "ladder": "Test accuracy of each rung of the augmentation ladder: a dot for the mean over seeds with its 95 % "
     "interval, without augmentation at the top, with everything and Mixup at the bottom; where distorted images were "
     "counted too, in a second panel",
+    "climb": "Test accuracy of each rung of a climb from the paper's augmentation to what a short schedule is best "
+    "served with: a dot for the mean over seeds with its 95 % interval, the first rung at the top; where distorted "
+    "images were counted too, in a second panel",
     "varied": "Test accuracy for each value of one field of a recipe, all else being equal: a dot for the mean over "
     "seeds with its 95 % interval, the smallest value at the top; where distorted images were counted too, in a second "
     "panel",
@@ -58,7 +62,7 @@ ALT = {
 def alt(name: str) -> str:
     """The words for a figure by its file's name without .png; "" for a name that no figure has."""
     family, _, member = name.partition("_")
-    return ALT.get(family if member and family in ("ladder", "varied") else name, "")
+    return ALT.get(family if member and family in (*LADDERS, "varied") else name, "")
 
 
 def main_run(table: pd.DataFrame) -> pd.DataFrame:
@@ -118,21 +122,25 @@ def validation_accuracy(rows: pd.DataFrame) -> Figure:
                         steps_per_epoch=fields["train_size"] // fields["batch_size"])  # fmt: skip
 
 
-def bases(table: pd.DataFrame) -> list[recipe.Recipe]:
-    """The recipes on which a ladder is named and of whose rungs at least two have been run."""
-    ladders = {base: {rung.name for rung in recipe.ladder(base)} for base in recipe.RECIPES.values()}
+def bases(table: pd.DataFrame, kind: str = "ladder") -> list[recipe.Recipe]:
+    """The recipes on which a ladder of that kind is named and of whose rungs at least two have been run.
+
+    A climb begins with two rungs of the augmentation ladder, which do not count.
+    """
+    ladders = {base: [rung.name for rung in LADDERS[kind](base)] for base in recipe.RECIPES.values()}
     have = set(table.recipe.str.removesuffix("-short"))
-    return [base for base, rungs in ladders.items() if rungs <= set(recipe.RECIPES) and len(rungs & have) > 1]
+    named = {base: names for base, names in ladders.items() if set(names) <= set(recipe.RECIPES)}
+    return [base for base, names in named.items() if len(have.intersection(names[2 * (kind == "climb") :])) > 1]
 
 
-def rungs(table: pd.DataFrame, base: recipe.Recipe) -> pd.DataFrame:
+def rungs(table: pd.DataFrame, base: recipe.Recipe, kind: str = "ladder") -> pd.DataFrame:
     """The rows of a ladder in the order of its rungs, with a column `rung`. Only the quick profile has `-short` runs,
     of fewer images and epochs, and compares those alone.
     """
     short = table.recipe.str.endswith("-short")
     table = table[short] if short.any() else table
     table = table.assign(rung=table.recipe.str.removesuffix("-short"))
-    order = {rung.name: at for at, rung in enumerate(recipe.ladder(base))}
+    order = {rung.name: at for at, rung in enumerate(LADDERS[kind](base))}
     return table[table.rung.isin(order)].sort_values("rung", key=lambda names: names.map(order), kind="stable")
 
 
@@ -171,15 +179,6 @@ def _compare(rows: pd.DataFrame, by: str, title: str) -> Figure:
     return plots.intervals(frames["test accuracy, %"], title)
 
 
-def ladder(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -> Figure:
-    """Test accuracy of each rung of a recipe's ladder that has been run, on clean and, where counted, distorted images:
-    mean over seeds and its interval.
-    """
-    names = {rung.name: "mixup" if rung.mixup_alpha else rung.stage for rung in recipe.ladder(base)}
-    rows = rungs(table, base)
-    return _compare(rows.assign(rung=rows.rung.map(names)), "rung", f"The ladder on {base.name}, {schedule(rows)}")
-
-
 _NONE = {"mixup_alpha": "no Mixup", "cutmix_alpha": "no CutMix", "reduction": "no SE"}  # what a 0 means
 
 
@@ -190,10 +189,38 @@ def _words(field: str, value: Any) -> str:
     return f"{field.replace('_', ' ')} {format(value, 'g') if number else value}"
 
 
+def ladder(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -> Figure:
+    """Test accuracy of each rung of a recipe's ladder that has been run, on clean and, where counted, distorted images:
+    mean over seeds and its interval.
+    """
+    names = {rung.name: "mixup" if rung.mixup_alpha else rung.stage for rung in recipe.ladder(base)}
+    rows = rungs(table, base)
+    return _compare(rows.assign(rung=rows.rung.map(names)), "rung", f"The ladder on {base.name}, {schedule(rows)}")
+
+
+def changes(base: recipe.Recipe) -> dict[str, str]:
+    """The rungs of a climb: recipe -> what it changes of the one before, in words."""
+    found, before = {}, None
+    for rung in recipe.climb(base):
+        now = {name: value for name, value in rung.to_dict().items() if name != "name"}
+        new = [_words(name, value) for name, value in now.items() if before and before[name] != value]
+        found[rung.name] = ", ".join(new) or "all augmentation, Mixup"
+        before = now
+    return found
+
+
+def climb(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -> Figure:
+    """As `ladder`, of the climb on a recipe: a row a rung, named by what it changes of the one before."""
+    rows = rungs(table, base, "climb")
+    return _compare(rows.assign(rung=rows.rung.map(changes(base))), "rung",
+                    f"The climb from {base.name}, {schedule(rows)} at first")  # fmt: skip
+
+
 def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame:
     """The runs of the recipe `base` and of those that differ from it in nothing but one field, sorted by its value.
 
-    With a batch size the learning rate is expected to differ too, in proportion (`Recipe.scaled_to`).
+    With a batch size the learning rate is expected to differ too, in proportion (`Recipe.scaled_to`), and with the
+    blocks of a stage the width.
     table: as runs.load() gives it. Adds the columns `value` (the field's value in words) and `base`. Empty where `base`
     is not in the table. Raises CourseError for a field that recipes do not have.
     """
@@ -202,12 +229,16 @@ def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame
         raise CourseError(f"A recipe has no field {field!r} to vary: expected one of {', '.join(names)}.")
     if table.empty:
         return table
-    scaled = {"learning_rate": table.learning_rate / table.batch_size} if field == "batch_size" else {}
-    alike = table.assign(**scaled)[[name for name in names if name != field]].astype(str).agg(" ".join, axis=1)
+    scaled = {"batch_size": {"learning_rate": table.learning_rate / table.batch_size}, "blocks": {"width": 0}}
+    others = table.assign(**scaled.get(field, {}))[[name for name in names if name != field]]
+    alike = others.astype(str).agg(" ".join, axis=1)
     rows = table[alike.isin(alike[table.recipe == base])]
     if rows.empty:
         return rows
     words = rows[field].map(lambda value: _words(field, value))
+    if field == "blocks":
+        own = rows.width == rows.width[rows.recipe == base].iloc[0]
+        words = words.where(own, words + ", " + rows.width.map(lambda width: _words("width", width)))
     words = words.mask(words.isin(words[rows.recipe == base]), lambda own: own + f" ({base})")
     rows = rows.assign(value=words, base=base)
     first = rows.sort_values("recipe", key=lambda names: names != base, kind="stable").groupby("value").recipe.first()
@@ -241,9 +272,15 @@ def fields(table: pd.DataFrame, base: str = "quick") -> dict[str, pd.DataFrame]:
 
 
 def all_varied(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
-    """(the figure's name, field, rows) of `fields`, on quick and on the paper's recipe."""
-    return [(f"varied_{field}" + f"_{base}" * (base != "quick"), field, rows)
-            for base in ("quick", "paper") for field, rows in fields(table, base).items()]  # fmt: skip
+    """(the figure's name, field, rows) of `fields`, on quick and on the paper's recipe; and of the policy, which only
+    the last rung of the ladder below Mixup draws from, on that."""
+    found = []
+    for base in ("quick", "paper"):
+        policies = varied(table, "policy", recipe.ladder(recipe.get(base))[-2].name)
+        several = {"policy": policies} if len(policies) and policies["value"].nunique() > 1 else {}
+        found += [(f"varied_{field}" + f"_{base}" * (base != "quick"), field, rows)
+                  for field, rows in (fields(table, base) | several).items()]  # fmt: skip
+    return found
 
 
 def beside(table: pd.DataFrame, name: str, root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -301,6 +338,7 @@ def draw(root: Path = runs.RECORDED) -> dict[str, Figure]:
             drawn["reported_reproduced"] = reported(table)
     tested = table.dropna(subset=["test_accuracy"])
     drawn |= {f"ladder_{base.name}": ladder(tested, base) for base in bases(tested)}
+    drawn |= {f"climb_{base.name}": climb(tested, base) for base in bases(tested, "climb")}
     drawn |= {name: vary(rows, field) for name, field, rows in all_varied(tested)}
     for name, file, make in (("kind_severity", "shift.csv", kind_severity),
                              ("predicted_accuracy", estimate.FILE, predicted_accuracy)):  # fmt: skip

@@ -99,10 +99,10 @@ class SEResNet(nn.Module):
     """The paper's network: stem, one stage per entry of `blocks`, pooled head. 4,698,028 parameters by default.
 
     Images float [B, 3, H, W], normalised, H and W at least 8 -> logits [B, num_classes]. The first stage is `width`
-    wide at full resolution; each further one doubles the width and halves the resolution.
-    A `reduction` of 0 is a network without SE; `se_placement` is that of `BasicBlock`. `drop_path` is that of the last
-    block; it grows from block to block in equal steps from 0 (Huang et al. 2016, section 3; the paper of this course
-    has none).
+    wide at full resolution, or at half of it with a `stem_stride` of 2; each further one doubles the width and halves
+    the resolution. A `reduction` of 0 is a network without SE; `se_placement` is that of `BasicBlock`. `drop_path` is
+    that of the last block; it grows from block to block in equal steps from 0 (Huang et al. 2016, section 3; the paper
+    of this course has none).
     Weights: He normal with variance 2 / n_in as the paper writes it, biases 0, batch norm 1 and 0.
     Raises CourseError for an impossible shape, naming the range that holds.
     """
@@ -116,16 +116,20 @@ class SEResNet(nn.Module):
         num_classes: int = 10,
         drop_path: float = 0.0,
         se_placement: str = "standard",
+        stem_stride: int = 1,
     ):
         super().__init__()
         if not 1 <= len(blocks) <= 4 or min(blocks) < 1:
             raise CourseError(f"blocks={tuple(blocks)} is not a network: give 1 to 4 stages of 1 or more blocks.")
+        if stem_stride not in (1, 2):
+            raise CourseError(f"stem_stride={stem_stride} is not a network: expected 1 or 2.")
         if width < 1 or num_classes < 2 or not (0 <= dropout < 1 and 0 <= drop_path < 1):
             raise CourseError(
                 f"width={width}, num_classes={num_classes}, dropout={dropout}, drop_path={drop_path} is not a network: "
                 "width is at least 1, num_classes at least 2, dropout in [0, 1), drop_path in [0, 1)."
             )
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        stem = nn.Conv2d(3, width, 3, stem_stride, padding=1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU())
         stages, channels, steps = [], width, max(sum(blocks) - 1, 1)
         rates = iter([drop_path * block / steps for block in range(sum(blocks))])
         for i, depth in enumerate(blocks):

@@ -185,11 +185,12 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
 
     Columns: recipe, seed, the recipe's fields, the metrics (see DEFINITIONS; accuracies in [0, 1]), test_accuracy with
     its interval test_low .. test_high on test_count images, all of the best epoch's weights; test_last_accuracy, that
-    of the last epoch's; corrupted_accuracy under distortions, on corrupted_count images at corrupted_severities (as
-    text); data, parameters, best_epoch, seconds (wall clock), images_per_second, device, commit, versions
-    (as text); tier; ema (whether those weights are a moving average); stale (the fields that the named recipe has
-    changed since, see `current`); and `history`, whose cells are DataFrames with a row an epoch. A damaged run, and one
-    that lies in another's folder, is left out, with a warning that names it.
+    of the last epoch's; mirrored_accuracy, of the mean over each test image and its mirror image; corrupted_accuracy
+    under distortions, on corrupted_count images at corrupted_severities (as text); data, parameters, best_epoch,
+    seconds (wall clock), images_per_second, device, commit, versions (as text); tier; ema (whether those weights are a
+    moving average); stale (the fields that the named recipe has changed since, see `current`); and `history`, whose
+    cells are DataFrames with a row an epoch. A damaged run, and one that lies in another's folder, is left out, with a
+    warning that names it.
     """
     rows = []
     for path in sorted(Path(root).glob("*/*/run.json")):
@@ -215,6 +216,7 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
                 **record["metrics"],
                 **{f"test_{key}": test.get(key) for key in ("accuracy", "low", "high", "count")},
                 "test_last_accuracy": last.get("accuracy"),
+                "mirrored_accuracy": test.get("mirrored", {}).get("accuracy"),
                 "corrupted_accuracy": corrupted.get("accuracy"),
                 "corrupted_count": corrupted.get("count"),
                 "corrupted_severities": ", ".join(map(str, corrupted.get("severities", []))),

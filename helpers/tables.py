@@ -112,13 +112,30 @@ def _distorted(rows: pd.DataFrame) -> str:
 def ladders(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
     """Every recorded ladder: its rungs with intervals, each rung less the one before it, and its figure."""
     parts = []
-    for base in figures.bases(table):
-        rows = figures.rungs(table, base)
-        found = compared(rows).reset_index()
+    for kind, base in [(one, base) for one in figures.LADDERS for base in figures.bases(table, one)]:
+        rows = figures.rungs(table, base, kind)
+        found = compared(rows)
+        if kind == "climb":
+            found = costs(rows, base).join(found)
+        found = found.reset_index()
         found["rung"] = "`" + found["rung"] + "`"
-        parts.append(f"On `{base.name}` {_setting(rows)}:\n\n{markdown(list(found), found.to_numpy().tolist())}"
-                     f"\n{_capital(tally(found))}. {_short(rows)}\n{_drawn(f'ladder_{base.name}', page)}")  # fmt: skip
+        what = "On" if kind == "ladder" else "Everything together, from"
+        parts.append(f"{what} `{base.name}` {_setting(rows)}:\n\n{markdown(list(found), found.to_numpy().tolist())}"
+                     f"\n{_capital(tally(found))}. {_short(rows)}\n{_drawn(f'{kind}_{base.name}', page)}")  # fmt: skip
     return "\n".join(parts)
+
+
+def costs(rows: pd.DataFrame, base: recipe.Recipe) -> pd.DataFrame:
+    """Of the rungs of a climb, indexed by `rung`: what each changes, what a run of it costs, and what the mean over an
+    image and its mirror image adds, which costs a second pass.
+
+    Seconds are means over seeds of the recorded wall clock, for comparison among rungs that one machine has run.
+    """
+    means = rows.groupby("rung", sort=False)[["seconds", "mirrored_accuracy", "test_accuracy"]].mean()
+    return pd.DataFrame({
+        "changes": means.index.map(figures.changes(base)), "seconds": means.seconds.map("{:.0f}".format),
+        "mirror images, points": (100 * (means.mirrored_accuracy - means.test_accuracy)).map("{:+.2f}".format),
+    }, index=means.index)  # fmt: skip
 
 
 def varied(table: pd.DataFrame, page: Path = PAGES[0]) -> str:

@@ -147,21 +147,47 @@ def test_a_field_is_varied_by_runs_alike_in_all_else(store):
     assert list(dict.fromkeys(figures.varied(table, "reduction")["value"])) == ["no SE", "reduction 4 (quick)"]
 
 
+def test_a_climb_is_drawn_once_two_rungs_beyond_the_ladder_are_there(store):
+    rungs = recipe.climb(QUICK)
+    assert [rung.name for rung in rungs[:3]] == ["quick-mixup", "quick", "quick-steered"]
+    assert "climb_quick" not in figures.draw(store), "its first two rungs are the ladder's"
+    for number, rung in enumerate(rungs[2:5]):
+        for seed in range(3):
+            record(store, rung.but(seed=seed), 0.7 + number / 100 + seed / 1000)
+    axis = figures.draw(store)["climb_quick"].axes[0]
+    words = ["all augmentation, Mixup", "stage crop_flip, no Mixup", "nesterov True, decay all False",
+             "label smoothing 0.1, ema decay 0.99", "se placement identity"]  # fmt: skip
+    assert [label.get_text() for label in axis.get_yticklabels()] == words
+    np.testing.assert_allclose(axis.lines[0].get_xdata()[2:], [70.1, 71.1, 72.1])
+
+
+def test_what_the_policy_draws_is_varied_on_the_last_rung(store):
+    for made in recipe.named("policy", "quick"):
+        record(store, made, 0.6)
+    rows = {name: rows for name, _, rows in figures.all_varied(runs.load(store))}["varied_policy"]
+    assert list(dict.fromkeys(rows["value"])) == [
+        "policy autoaugment (quick-rotation_autoaugment)", "policy randaugment", "policy trivialaugment"]  # fmt: skip
+
+
 def test_fields_of_every_kind_can_be_varied(store):
     record(store, QUICK.but(name="deep", blocks=(2, 1, 1, 1)), 0.6)
     record(store, QUICK.but(name="smooth", nesterov=True), 0.6)
+    record(store, QUICK.but(name="narrow", width=8, blocks=(3, 3, 4, 3)), 0.6)
     for made in recipe.named("strength", "paper"):
         record(store, made, 0.9)
     table = runs.load(store)
     assert "varied_strength_paper" in figures.draw(store) and "varied_strength" not in figures.draw(store)
     assert figures.alt("varied_strength_paper") == figures.ALT["varied"]
     others = figures.fields(table)[figures.OTHERS]
-    assert list(dict.fromkeys(others["value"])) == ["quick", "blocks [2, 1, 1, 1]", "nesterov True"]
-    assert len(others) == len(table[table.recipe == "quick"]) + 2 and set(others.base) == {"quick"}
+    assert list(dict.fromkeys(others["value"])) == ["quick", "nesterov True"]
+    blocks = figures.fields(table)["blocks"]
+    assert list(dict.fromkeys(blocks["value"])) == [
+        "blocks [1, 1, 1, 1] (quick)", "blocks [2, 1, 1, 1]", "blocks [3, 3, 4, 3], width 8"]  # fmt: skip
+    assert len(others) == len(table[table.recipe == "quick"]) + 1 and set(others.base) == {"quick"}
     axis = figures.draw(store)["varied_others"].axes[0]
     assert axis.get_title("left").startswith("One change at a time on quick, 8 of 300 epochs: mean of 1 or 3 seeds")
     assert [label.get_text() for label in axis.get_yticklabels()] == list(dict.fromkeys(others["value"]))
-    assert list(figures.varied(table, "blocks")["value"])[-1] == "blocks [2, 1, 1, 1]"
+    assert list(figures.varied(table, "blocks")["value"])[-1] == "blocks [3, 3, 4, 3], width 8"
     assert figures.varied(table, "nesterov")["value"].iloc[-1] == "nesterov True"
     assert set(figures.varied(table, "stage").recipe) == {rung.name for rung in recipe.ladder(QUICK)[:-1]}
     assert figures.varied(table, "mixup_alpha", base="laptop").empty and figures.varied(pd.DataFrame(), "width").empty

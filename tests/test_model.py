@@ -227,6 +227,15 @@ def test_every_input_size_from_8_to_64(blocks):
             assert seen.pop() == (1, 8 * 2**halvings, *expected)
 
 
+def test_a_stem_of_stride_2_sees_every_other_place_at_the_same_parameters():
+    torch.manual_seed(0)
+    one, two, x = small(), small(stem_stride=2), torch.randn(2, 3, 32, 32)
+    two.load_state_dict(one.state_dict())
+    every_other = one.stem[0](x)[:, :, ::2, ::2]
+    torch.testing.assert_close(two.stem[0](x), every_other)
+    assert two.stages(two.stem(x)).shape[2:] == (2, 2) and one.stages(one.stem(x)).shape[2:] == (4, 4)
+
+
 def test_gradients_reach_every_parameter(paper):
     torch.manual_seed(2)
     net = SEResNet(dropout=0.0)
@@ -316,6 +325,7 @@ def test_an_image_is_judged_by_itself_in_evaluation():
         ({"num_classes": 1}, "num_classes at least 2"),
         ({"reduction": 3}, "choose a divisor"),
         ({"reduction": -1}, "choose a divisor"),
+        ({"stem_stride": 3}, "expected 1 or 2"),
     ],
 )
 def test_impossible_shapes_are_refused_with_the_range(options, message):

@@ -106,6 +106,9 @@ def test_a_variant_is_named_by_what_differs_and_nothing_has_two_names():
     assert recipe.get(words.name) == words
     assert recipe.vary(quick.but(seed=3), epochs=(3,))[0].seed == 3
     assert recipe.vary(paper, mixup_alpha=(0.0, 1.0)) == [RECIPES["paper-rotation_autoaugment"], paper]
+    grown = recipe.vary(quick, blocks=((1, 2),), resolutions=((16, 32),))[0]
+    assert grown == quick.but(name="quick-blocks-1.2-resolutions-16.32", blocks=(1, 2), resolutions=(16, 32))
+    assert recipe.get(grown.name) == grown
     with pytest.raises(CourseError, match="no field 'epoch'"):
         recipe.vary(quick, epoch=(1,))
     with pytest.raises(CourseError, match="warmup_epochs=1 leaves nothing of epochs=1"):
@@ -116,14 +119,21 @@ def test_a_variant_is_named_by_what_differs_and_nothing_has_two_names():
                                             if pair != ("strength", "quick")])  # fmt: skip
 def test_a_sweep_varies_what_it_says_and_its_names_lead_back(name, base):
     made = recipe.named(name, base)
-    assert recipe.get(base) in made and len({one.name for one in made}) == len(set(made)) == len(made) > 2
+    assert recipe.get(base) in made or name == "policy"
+    assert len({one.name for one in made}) == len(set(made)) == len(made) > 2
     assert all(recipe.get(one.name) == one for one in made)
     fields_of = {"ladder": {"stage", "mixup_alpha"}, "mixup": {"mixup_alpha"}, "se": {"reduction"},
                  "strength": {"strength"}, "dropout": {"dropout"}, "warmup": {"warmup_epochs"},
                  "rate": {"learning_rate", "weight_decay"}, "schedule": {"epochs"},
                  "beyond": {"ema_decay", "nesterov", "decay_all", "label_smoothing", "drop_path", "cutmix_alpha",
                             "sam_rho", "batch_size", "learning_rate", "consistency", "se_placement", "epochs",
-                            "teacher", *(["mixup_alpha"] if RECIPES[base].mixup_alpha else [])}}[name]  # fmt: skip
+                            "teacher", "blocks", "width", "stem_stride", "resolutions",
+                            *(["mixup_alpha"] if RECIPES[base].mixup_alpha else [])},
+                 "policy": {"policy"},
+                 "climb": {"stage", "mixup_alpha", "nesterov", "decay_all", "ema_decay", "label_smoothing",
+                           "se_placement", "epochs", "resolutions", "width",
+                           *(["dropout"] if RECIPES[base].dropout else []),
+                           *(["blocks"] if max(RECIPES[base].blocks) > 1 else [])}}[name]  # fmt: skip
     rows = [one.to_dict() for one in made]
     assert {field for field in rows[0] if len({str(row[field]) for row in rows}) > 1} == fields_of | {"name"}
 

@@ -22,8 +22,8 @@ FINISHED = "finished"
 QUIET = 300.0  # seconds after which a line is due off a terminal, even if no run has ended
 
 # Two recipes that agree in these take the same time for an image; anything else costs next to nothing.
-_SPEED = ("blocks", "width", "reduction", "batch_size", "resolutions", "sam_rho", "consistency", "teacher",
-          "precision", "compiled")  # fmt: skip
+_SPEED = ("blocks", "width", "stem_stride", "reduction", "batch_size", "resolutions", "sam_rho", "consistency",
+          "teacher", "precision", "compiled")  # fmt: skip
 
 
 @dataclass(frozen=True)
