@@ -219,8 +219,8 @@ def climb(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) ->
 def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame:
     """The runs of the recipe `base` and of those that differ from it in nothing but one field, sorted by its value.
 
-    With a batch size the learning rate is expected to differ too, in proportion (`Recipe.scaled_to`), and with the
-    blocks of a stage the width.
+    With a batch size the learning rate is expected to differ too, in proportion (`Recipe.scaled_to`), with the
+    blocks of a stage the width, and with decoupled decay its size.
     table: as runs.load() gives it. Adds the columns `value` (the field's value in words) and `base`. Empty where `base`
     is not in the table. Raises CourseError for a field that recipes do not have.
     """
@@ -229,7 +229,8 @@ def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame
         raise CourseError(f"A recipe has no field {field!r} to vary: expected one of {', '.join(names)}.")
     if table.empty:
         return table
-    scaled = {"batch_size": {"learning_rate": table.learning_rate / table.batch_size}, "blocks": {"width": 0}}
+    scaled = {"batch_size": {"learning_rate": table.learning_rate / table.batch_size}, "blocks": {"width": 0},
+              "decoupled_decay": {"weight_decay": 0}}  # fmt: skip
     others = table.assign(**scaled.get(field, {}))[[name for name in names if name != field]]
     alike = others.astype(str).agg(" ".join, axis=1)
     rows = table[alike.isin(alike[table.recipe == base])]

@@ -72,6 +72,7 @@ class Recipe:
     nesterov: bool = False  # ours: torch's default
     weight_decay: float = 1e-4
     decay_all: bool = True  # ours: biases and norms too, as torch's SGD does by default
+    decoupled_decay: bool = False  # apart from the gradient and its momentum (Loshchilov & Hutter 2019)
     warmup_epochs: int = 10
     schedule: str = "cosine"  # after the warm-up; or "constant"
     clip_norm: float = 0.0  # largest norm of the gradient; 0 is no clipping
@@ -118,6 +119,7 @@ class Recipe:
         for name, choices in (("stage", STAGES), ("policy", policies.POLICIES), ("precision", PRECISIONS),
                               ("se_placement", SE_PLACEMENTS),
                               ("schedule", SCHEDULES), ("nesterov", (True, False)), ("decay_all", (True, False)),
+                              ("decoupled_decay", (True, False)),
                               ("compiled", (True, False))):  # fmt: skip
             if getattr(self, name) not in choices or type(getattr(self, name)) is not type(choices[0]):
                 raise CourseError(
@@ -385,13 +387,15 @@ def vary(base: Recipe, **values: Iterable[Any]) -> list[Recipe]:
 def ingredients(base: Recipe) -> list[Recipe]:
     """A recipe, and it with one thing changed at a time: what `beyond` is made of, and what was weighed for it.
 
-    A larger batch takes its learning rate along, in proportion; the loss of AugMix goes without Mixup; three blocks a
-    stage have half the width of one, for about as many parameters and as much arithmetic.
+    A larger batch takes its learning rate along, in proportion; a decay apart from the momentum is as much larger as
+    the momentum made the other; the loss of AugMix goes without Mixup; three blocks a stage have half the width of one,
+    for about as many parameters and as much arithmetic.
     """
     changes: list[dict[str, tuple[Any, ...]]] = [
         {"ema_decay": (0.99, 0.999)},
         {"nesterov": (True,)},
         {"decay_all": (False,)},
+        {"decoupled_decay": (True,), "weight_decay": (round(base.weight_decay / (1 - base.momentum), 9),)},
         {"batch_size": (4 * base.batch_size,), "learning_rate": (4 * base.learning_rate,)},
         {"label_smoothing": (0.1,)},
         {"drop_path": (0.1,)},

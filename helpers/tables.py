@@ -131,10 +131,12 @@ def costs(rows: pd.DataFrame, base: recipe.Recipe) -> pd.DataFrame:
 
     Seconds are means over seeds of the recorded wall clock, for comparison among rungs that one machine has run.
     """
-    means = rows.groupby("rung", sort=False)[["seconds", "mirrored_accuracy", "test_accuracy"]].mean()
+    columns = ["seconds", "mirrored_accuracy", "test_accuracy"]
+    means = rows.groupby("rung", sort=False)[columns].mean().astype(float)
+    gain = 100 * (means.mirrored_accuracy - means.test_accuracy)
     return pd.DataFrame({
         "changes": means.index.map(figures.changes(base)), "seconds": means.seconds.map("{:.0f}".format),
-        "mirror images, points": (100 * (means.mirrored_accuracy - means.test_accuracy)).map("{:+.2f}".format),
+        "mirror images, points": gain.map("{:+.2f}".format, na_action="ignore").fillna(""),
     }, index=means.index)  # fmt: skip
 
 

@@ -83,10 +83,12 @@ def disagreement(logits: Tensor) -> Tensor:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The model's parameters for the optimiser; biases and norms are spared weight decay if the recipe says so."""
+    """The model's parameters for the optimiser; biases and norms are spared weight decay if the recipe says so, and all
+    are spared the optimiser's where the decay is decoupled from it."""
     decayed = [p for p in model.parameters() if p.ndim > 1 or recipe.decay_all]
     spared = [p for p in model.parameters() if not (p.ndim > 1 or recipe.decay_all)]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    coupled = 0.0 if recipe.decoupled_decay else recipe.weight_decay
+    groups = [{"params": decayed, "weight_decay": coupled}, {"params": spared, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
@@ -166,6 +168,10 @@ class Trainer:
             self._sharpness_aware(x, mixed)
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        if recipe.decoupled_decay:  # Loshchilov & Hutter 2019, algorithm 1, line 9
+            with torch.no_grad():
+                decayed = self.optimizer.param_groups[0]["params"]
+                torch._foreach_mul_(decayed, 1 - self.rate * recipe.weight_decay)
         self.optimizer.step()
         with torch.no_grad():
             self.loss.copy_(loss)

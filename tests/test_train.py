@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
+import timm.optim
 import torch
 import torch.nn.functional as F
 from conftest import TINY
@@ -123,6 +124,7 @@ def test_the_history_holds_the_rates(finished_tiny):
         {"stage": "none", "mixup_alpha": 0.0, "momentum": 0.0, "weight_decay": 0.0},
         {"stage": "none", "mixup_alpha": 0.0, "nesterov": True, "label_smoothing": 0.1},
         {"stage": "rotation_autoaugment", "mixup_alpha": 0.2, "clip_norm": 0.5, "decay_all": False},
+        {"stage": "none", "mixup_alpha": 0.0, "decoupled_decay": True, "weight_decay": 0.1, "decay_all": False},
     ],
 )
 def test_the_losses_are_those_of_a_plain_loop(stand_in, tiny, changes):
@@ -132,7 +134,8 @@ def test_the_losses_are_those_of_a_plain_loop(stand_in, tiny, changes):
     model.load_state_dict(trainer.model.state_dict())
     spared = [] if recipe.decay_all else [p for p in model.parameters() if p.ndim == 1]
     decayed = [p for p in model.parameters() if all(p is not q for q in spared)]
-    optimizer = torch.optim.SGD(
+    make = timm.optim.SGDW if recipe.decoupled_decay else torch.optim.SGD
+    optimizer = make(
         [{"params": decayed}, {"params": spared, "weight_decay": 0.0}], recipe.learning_rate, recipe.momentum,
         weight_decay=recipe.weight_decay, nesterov=recipe.nesterov,
     )  # fmt: skip
