@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import distort
+from helpers import distort, runtime
 from helpers.augment import IMAGENET_MEAN, IMAGENET_STD, STAGES, Augment, Settings
 from helpers.data import ImageSet, TrainingData, load_cifar10
 from helpers.recipe import get
@@ -191,8 +191,9 @@ def augment_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 3.0
 
 
 def matmul_flops(seconds: float = 3.0) -> float:
-    """Floating-point operations a second of a large bfloat16 matrix product: this device's ceiling, as measured."""
-    a, b = torch.randn(2, 4096, 4096).to(pick_device(), torch.bfloat16)
+    """Floating-point operations a second of a large matrix product, measured: the ceiling of a recipe in bfloat16."""
+    kind = torch.bfloat16 if runtime.has_bfloat16(pick_device()) else torch.float32
+    a, b = torch.randn(2, 4096, 4096).to(pick_device(), kind)
     return _rate(lambda: a @ b, 2 * 4096**3, seconds)
 
 
@@ -273,7 +274,7 @@ def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 12.0)
     """One training step of the paper's recipe on CIFAR-10, whole ladder and Mixup included, ours and the plain loop.
 
     Each loop runs in a fresh process, one after the other. "ours" is how many times as fast "this course" is at that
-    batch size; "ceiling" the share of this device's bfloat16 matrix products that the network's arithmetic makes up,
+    batch size; "ceiling" the share of this device's matrix products that the network's arithmetic makes up,
     the mean of two measurements around the table; "first s" is the first step, which compiles or captures; "augment"
     and "between" are shares of our step, the latter what is lost between steps. Memory is the device's on CUDA, else
     the process's beyond libraries and data set.

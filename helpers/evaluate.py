@@ -21,7 +21,7 @@ from helpers import distort, runs
 from helpers.augment import Augment
 from helpers.data import CLASSES, ImageSet, load_set, load_shifted
 from helpers.recipe import Recipe
-from helpers.runtime import CourseError, percent, pick_device, replacing, shown
+from helpers.runtime import CourseError, has_bfloat16, percent, pick_device, replacing, shown
 
 
 class Accuracy(NamedTuple):
@@ -37,8 +37,11 @@ class Accuracy(NamedTuple):
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The arithmetic of a recipe as a context; the weights stay float32 either way."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    """The arithmetic of a recipe as a context; the weights stay float32 either way.
+
+    So does the arithmetic of a recipe in bfloat16 on a device that would only imitate it: the record's device says so.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" and has_bfloat16(device))
 
 
 @torch.no_grad()

@@ -212,7 +212,7 @@ def speed() -> str:
     columns = {"": [
         "one step of the paper's recipe, against a plain float32 loop with a DataLoader",
         f"the same with `--set compiled=True` (`torch.compile`, after {waits} of compiling)",
-        "share of this machine's bfloat16 matrix-product rate, and compiled",
+        "share of this machine's rate at matrix products, and compiled",
         "the whole augmentation, against the faster of two torchvision DataLoaders",
         "and against kornia (`pip install kornia` to have its row)",
     ]}  # fmt: skip

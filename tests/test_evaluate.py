@@ -2,7 +2,9 @@
 
 import copy
 import json
+import platform
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 
-from helpers import data, distort, evaluate, runs
+from helpers import data, distort, evaluate, runs, runtime
 from helpers.augment import Augment
 from helpers.runtime import CourseError, generator
 
@@ -137,6 +139,24 @@ def test_predict_leaves_the_network_as_it_was(tiny, stand_in, training, precisio
     assert model.training is training and all(module.training is training for module in model.modules())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())  # batch norm's too
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_float32_where_it_would_be_imitated(tiny, stand_in, monkeypatch, native):
+    monkeypatch.setattr(evaluate, "has_bfloat16", lambda device: native)
+    model, images = tiny.network(), stand_in.val.images[:20]
+    asked, plain = (evaluate.predict(model, images, Augment("none"), kind) for kind in ("bfloat16", "float32"))
+    assert torch.equal(asked, plain) is not native
+    assert (asked - plain).abs().max() < 0.1
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64", reason="Linux on x86")
+def test_bfloat16_is_for_cpus_with_avx512(monkeypatch):
+    cpu, flags = torch.device("cpu"), Path("/proc/cpuinfo").read_text().split()
+    assert runtime.has_bfloat16(cpu) is ({"avx512bw", "avx512vl", "avx512dq"} <= set(flags))
+    for native, end in ((True, "threads"), (False, "threads, no bfloat16")):
+        monkeypatch.setattr(runtime, "has_bfloat16", lambda device, native=native: native)
+        assert runtime.device_name(cpu).endswith(end)
 
 
 def test_predict_is_the_network_in_evaluation_mode(tiny, stand_in):

@@ -97,7 +97,9 @@ echo "$@" >> log
 case "$*" in
 -c*) echo paper-none paper-mixup_alpha-2 ;;
 *bench*) mkdir -p data/bench && touch data/bench/train.csv ;;
-*--recipe*) mkdir -p out/paper/runs/paper/0 out/paper/runs/paper/1; [ -e patient ] || { touch patient; sleep 60; } ;;
+*--recipe*)
+  mkdir -p "out/paper/runs/$5/0" && [ "$6" = --seeds ] && mkdir -p "out/paper/runs/$5/1"
+  [ -e patient ] || { touch patient; sleep 60; } ;;
 *paper-none*) mkdir -p out/paper/runs/paper-none/0 ;;
 *corruptions*) touch "$4/test_correct.txt" ;;
 *competition-like) touch data/competition-like.pkl ;;
@@ -124,11 +126,16 @@ def test_the_script_for_a_gpu_goes_on_where_it_was_stopped(tmp_path):
     assert [line.removeprefix("-m helpers ") for line in said if line.startswith("-m")] == [
         "fetch",
         "train --recipe paper --seeds 5 --root out/paper/runs --set epochs=2",
+        *(f"train --recipe sprint --seed {seed} --root out/paper/runs --set epochs=2" for seed in range(5)),
+        "train --recipe beyond --seeds 5 --root out/paper/runs --set epochs=2",
         "train paper-none --seeds 3 --root out/paper/runs --set epochs=2",
         "train paper-mixup_alpha-2 --seeds 3 --root out/paper/runs --set epochs=2",
-        *(f"evaluate out/paper/runs/{run} --corruptions 10000" for run in ("paper-none/0", "paper/0", "paper/1")),
+        *(f"evaluate out/paper/runs/{run} --corruptions 10000" 
+          for run in ("beyond/0", "beyond/1", "paper-none/0", "paper/0", "paper/1", "sprint/0")),
         "distort competition-like",
         "evaluate out/paper/runs/paper/0 --data data/competition-like.pkl",
         "runs export out/paper/paper.zip out/paper/runs/paper/0 out/paper/runs/paper/1 --split-mb 16",
+        "runs export out/paper/beyond.zip out/paper/runs/sprint/0 out/paper/runs/beyond/0 out/paper/runs/beyond/1 "
+        "--split-mb 16",
         "runs export out/paper/ladder.zip out/paper/runs/paper-none/0 --weights none",
     ]
