@@ -291,7 +291,7 @@ _REDUCED = _PAPER.but(
 
 
 # The paper's network with one block more in stage 3, the largest that stays below 5 million parameters, and what the
-# literature since holds for the better choice of everything else. Ours; not run in full yet.
+# literature since holds for the better choice of everything else. Ours.
 _BEYOND = _PAPER.but(
     name="beyond",
     blocks=(3, 3, 5, 3),
@@ -310,7 +310,7 @@ _BEYOND = _PAPER.but(
 )
 
 # The paper's limit of parameters and its blocks, wide and shallow, with what a short schedule is best served with: for
-# 96 % in a minute of one large GPU. Ours; not run in full yet.
+# 96 % in a minute of one large GPU, which it misses (notebook 06). Ours.
 _SPRINT = _QUICK.but(
     name="sprint",
     width=64,
@@ -351,10 +351,9 @@ def climb(base: Recipe) -> list[Recipe]:
     """From all that the paper does to an image to what serves a short schedule, each rung keeping those before it.
 
     The paper's augmentation and Mixup; cropped and flipped images alone; then, step by step, what `ingredients` tries
-    one at a time and validation images preferred on `quick`: Nesterov's momentum and norms without decay; averaged
-    weights, and softer labels in place of dropout; SE on the skip connection; twice the epochs. Last, two that were not
-    tried alone: training images that grow, which costs less, and a wide and shallow network (of a deep one, for about
-    the same parameters and arithmetic).
+    one at a time: Nesterov's momentum and norms without decay; averaged weights, and softer labels in place of dropout;
+    SE on the skip connection; twice the epochs; training images that grow, which costs less. Last a wide and shallow
+    network (of a deep one, for about the same parameters and arithmetic).
     """
     rungs = [ladder(base)[-1], ladder(base)[1]]
     for name, changes in (
@@ -386,7 +385,7 @@ def vary(base: Recipe, **values: Iterable[Any]) -> list[Recipe]:
 
 
 def ingredients(base: Recipe) -> list[Recipe]:
-    """A recipe, and it with one thing changed at a time: what `beyond` is made of, and what was weighed for it.
+    """A recipe, and it with one thing changed at a time: much of what `beyond` is made of, and what was weighed for it.
 
     A larger batch takes its learning rate along, in proportion; a decay apart from the momentum is as much larger as
     the momentum made the other; the loss of AugMix goes without Mixup; three blocks a stage have half the width of one,

@@ -134,8 +134,8 @@ def test_the_script_for_a_gpu_goes_on_where_it_was_stopped(tmp_path):
           for run in ("beyond/0", "beyond/1", "paper-none/0", "paper/0", "paper/1", "sprint/0")),
         "distort competition-like",
         "evaluate out/paper/runs/paper/0 --data data/competition-like.pkl",
-        "runs export out/paper/paper.zip out/paper/runs/paper/0 out/paper/runs/paper/1 --split-mb 16",
-        "runs export out/paper/beyond.zip out/paper/runs/sprint/0 out/paper/runs/beyond/0 out/paper/runs/beyond/1 "
+        "runs export out/paper/paper.zip out/paper/runs/paper/0/ out/paper/runs/paper/1/ --split-mb 16",
+        "runs export out/paper/beyond.zip out/paper/runs/sprint/0/ out/paper/runs/beyond/0/ out/paper/runs/beyond/1/ "
         "--split-mb 16",
-        "runs export out/paper/ladder.zip out/paper/runs/paper-none/0 --weights none",
+        "runs export out/paper/ladder.zip out/paper/runs/paper-none/0/ --weights none",
     ]

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import t, ttest_rel
 from statsmodels.stats.multitest import multipletests
 from test_figures import QUICK, record
 
@@ -24,7 +24,7 @@ def test_the_pages_are_what_the_store_makes_of_them():
         assert tables.fill(text, path) == text, "run `make figures`"
         assert text.count("<!-- end -->") == len(re.findall(r"<!-- (?:table|figure): ", text))
     whole = "".join(PAGES.values())
-    assert set(re.findall(r"<!-- table: (\w+) -->", whole)) == {"recipes", "ladders", "varied", "reported", "speed"}
+    assert set(re.findall(r"<!-- table: (\w+) -->", whole)) == {"recipes", "ladders", "varied", "reported", "beyond", "speed"}
 
 
 def test_every_published_figure_is_on_the_page_beside_it_and_no_link_is_broken():
@@ -85,6 +85,21 @@ def test_a_column_for_each_tier_empty_where_nothing_was_run(tmp_path):
     assert distorted[1:] == ["not given", "", "70.00 %", "35.00 % [-28.53 to 98.53]"]
     assert hidden == ["hidden test, distorted", "about 86 %", "", "", ""] and all(row[2] == "" for row in rows)
     assert "[" not in rows[0][3], "one seed: no interval of the training accuracy"
+
+
+def test_what_goes_beyond_the_paper_is_told_of_whole_runs_on_a_gpu(tmp_path):
+    sprint, gpu = recipe.RECIPES["sprint"], "NVIDIA H200"
+    for seed, corrupted in enumerate((0.7, None, 0.72)):
+        record(tmp_path, sprint.but(seed=seed), 0.90 + seed / 100, device=gpu, corrupted=corrupted)
+    record(tmp_path, recipe.RECIPES["beyond"], 0.8, device="CPU, x86_64, 2 threads")
+    record(tmp_path, recipe.get("sprint-width-32"), 0.9, device=gpu)
+    head, _, row = cells(tables.beyond(runs.load(tmp_path)))
+    assert row[0] == "`sprint`" and row[2:4] == ["36", "3"] and row[-1] == "60 s, NVIDIA H200"
+    low, high = t.interval(0.95, 2, 0.91, 0.01 / np.sqrt(3))
+    assert row[4] == f"91.00 % [{100 * low:.2f} to {100 * high:.2f}]"
+    assert row[head.index("distorted")] == "71.00 % of 1,000, 2 seed(s)"
+    record(tmp_path, recipe.RECIPES["beyond"], 0.8, device=gpu)
+    assert cells(tables.beyond(runs.load(tmp_path)))[3][4] == "80.00 % [79.00 to 81.00]", "one run: over its images"
 
 
 def test_a_ladder_of_one_seed_says_so(tmp_path):
