@@ -208,7 +208,7 @@ def beyond(table: pd.DataFrame) -> str:
             f"`{name}`", f"{first.parameters / 1e6:.2f} M", f"{first.epochs}", f"{mean.seeds}",
             _cell(percent(mean["mean"]), low, high), _mean_of_all(part, "test_last_accuracy"),
             _mean_of_all(part, "mirrored_accuracy"),
-            f"{_distorted(counted)}, {len(counted)} seed(s)" if len(counted) else "",
+            f"{_distorted(counted)}, seed {', '.join(map(str, counted.seed))}" if len(counted) else "",
             f"{first.seconds:,.0f} s, {first.device}",
         ))  # fmt: skip
     head = ("recipe", "parameters", "epochs", "seeds", "test", "last epoch", "with mirror images", "distorted",

@@ -130,7 +130,7 @@ def test_the_script_for_a_gpu_goes_on_where_it_was_stopped(tmp_path):
         "train --recipe beyond --seeds 5 --root out/paper/runs --set epochs=2",
         "train paper-none --seeds 3 --root out/paper/runs --set epochs=2",
         "train paper-mixup_alpha-2 --seeds 3 --root out/paper/runs --set epochs=2",
-        *(f"evaluate out/paper/runs/{run} --corruptions 10000" 
+        *(f"evaluate out/paper/runs/{run} --corruptions 10000"
           for run in ("beyond/0", "beyond/1", "paper-none/0", "paper/0", "paper/1", "sprint/0")),
         "distort competition-like",
         "evaluate out/paper/runs/paper/0 --data data/competition-like.pkl",

@@ -98,7 +98,7 @@ def test_what_goes_beyond_the_paper_is_told_of_whole_runs_on_a_gpu(tmp_path):
     assert row[0] == "`sprint`" and row[2:4] == ["36", "3"] and row[-1] == "60 s, NVIDIA H200"
     low, high = t.interval(0.95, 2, 0.91, 0.01 / np.sqrt(3))
     assert row[4] == f"91.00 % [{100 * low:.2f} to {100 * high:.2f}]"
-    assert row[head.index("distorted")] == "71.00 % of 1,000, 2 seed(s)"
+    assert row[head.index("distorted")] == "71.00 % of 1,000, seed 0, 2"
     record(tmp_path, recipe.RECIPES["beyond"], 0.8, device=gpu)
     assert cells(tables.beyond(runs.load(tmp_path)))[3][4] == "80.00 % [79.00 to 81.00]", "one run: over its images"
 
