@@ -16,7 +16,7 @@ from helpers.data import CIFAR10
 from helpers.recipe import RECIPES, SHORT
 from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 
-LIMIT = 10_000_000  # bytes
+LIMIT = 10 * 2**20  # bytes: five million parameters in half precision, the running statistics and the record
 HAIR = 0.001  # of accuracy: what half precision may cost
 
 
@@ -25,7 +25,7 @@ def publish(run_dir: str | Path, path: str | Path, stand_in: bool = False) -> ru
 
     The metadata holds a JSON text for each entry of run.json: recipe, metrics, test ...; the test is that of the
     rounded weights. Returns the run as `runs.read(path)` gives it. Raises CourseError for a run that is not tested, for
-    weights that rounding changes by more than a hair, for more than 10 MB, and for a stand-in run below data/.
+    weights that rounding changes by more than a hair, for more than 10 MiB, and for a stand-in run below data/.
     """
     run, path = runs.read(run_dir), Path(path)
     if "test" not in run.record:

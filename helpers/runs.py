@@ -18,6 +18,7 @@ from helpers.recipe import Recipe, get
 from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 
 RECORDED = ROOT / "data" / "runs"
+PUBLISHED = ROOT / "data" / "weights" / "beyond.safetensors"  # the one file of weights that the repository holds
 WEIGHTS, LAST = "best.safetensors", "last.safetensors"  # beside run.json: weights of the best and of the last epoch
 
 DEFINITIONS = {
