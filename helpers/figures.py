@@ -173,10 +173,7 @@ def _compare(rows: pd.DataFrame, by: str, title: str) -> Figure:
         frames[f"{name}, %"] = pd.DataFrame({"label": order, "value": found["mean"], "low": low, "high": high})
     seeds = sorted(set(rows.groupby(by).size()))
     words = "one seed, 95 % over images" if seeds == [1] else f"mean of {' or '.join(map(str, seeds))} seeds, 95 %"
-    title = f"{title}: {words}"
-    if len(frames) > 1:
-        return plots.interval_panels(frames, title)
-    return plots.intervals(frames["test accuracy, %"], title)
+    return plots.interval_panels(frames, f"{title}: {words}")
 
 
 _NONE = {"mixup_alpha": "no Mixup", "cutmix_alpha": "no CutMix", "reduction": "no SE"}  # what a 0 means

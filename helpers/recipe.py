@@ -389,7 +389,8 @@ def ingredients(base: Recipe) -> list[Recipe]:
 
     A larger batch takes its learning rate along, in proportion; a decay apart from the momentum is as much larger as
     the momentum made the other; the loss of AugMix goes without Mixup; three blocks a stage have half the width of one,
-    for about as many parameters and as much arithmetic.
+    for about as many parameters and as much arithmetic; without its first stage a network is twice as wide for as many
+    parameters, and the later stages see twice the resolution, for three times the arithmetic.
     """
     changes: list[dict[str, tuple[Any, ...]]] = [
         {"ema_decay": (0.99, 0.999)},
@@ -405,6 +406,7 @@ def ingredients(base: Recipe) -> list[Recipe]:
         {"se_placement": SE_PLACEMENTS[1:]},
         {"teacher": (base.name,)},
         {name: (value,) for name, value in _reshaped(base).items()},
+        {"blocks": (base.blocks[1:],), "width": (2 * base.width,)},
         {"stem_stride": (2,)},
         {"resolutions": ((16, 24, 32),)},
         {"epochs": (2 * base.epochs,)},
