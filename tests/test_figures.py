@@ -80,7 +80,7 @@ def test_the_ladder_is_the_mean_over_seeds_with_its_t_interval(store):
     np.testing.assert_allclose(axis.lines[0].get_xdata(), [100 * np.mean(sample) for sample in samples])
     expected = [scipy_stats.t.interval(0.95, 2, np.mean(sample), scipy_stats.sem(sample)) for sample in samples]
     np.testing.assert_allclose(whiskers(axis), 100 * np.array(expected))
-    assert "mean of 3 seeds" in axis.get_title("left")
+    assert "mean of 3 seeds" in axis.figure.get_suptitle()
 
 
 def test_one_seed_has_the_interval_of_its_images(tmp_path):
@@ -92,7 +92,7 @@ def test_one_seed_has_the_interval_of_its_images(tmp_path):
     axis = drawn["ladder_quick"].axes[0]
     np.testing.assert_allclose(axis.lines[0].get_xdata(), [60, 60])
     np.testing.assert_allclose(whiskers(axis), [[59, 61]] * 2)
-    assert "one seed, 95 % over images" in axis.get_title("left") and "3 of 300 epochs" in axis.get_title("left")
+    assert "one seed, 95 % over images" in axis.figure.get_suptitle() and "3 of 300 epochs" in axis.figure.get_suptitle()
 
 
 def test_runs_whose_recipe_has_changed_are_not_drawn(store):
@@ -143,7 +143,7 @@ def test_a_field_is_varied_by_runs_alike_in_all_else(store):
     assert list(figures.measured(rows, "value")) == ["test_accuracy"], "quick was not counted on distorted images"
     axis = figures.draw(store)["varied_mixup_alpha"].axes[0]
     np.testing.assert_allclose(axis.lines[0].get_xdata(), [51.1, 70, 60])
-    assert axis.get_title("left") == "mixup_alpha varied on quick, 8 of 300 epochs: mean of 2 or 3 seeds, 95 %"
+    assert axis.figure.get_suptitle() == "mixup_alpha varied on quick, 8 of 300 epochs: mean of 2 or 3 seeds, 95 %"
     assert list(dict.fromkeys(figures.varied(table, "reduction")["value"])) == ["no SE", "reduction 4 (quick)"]
 
 
@@ -185,7 +185,7 @@ def test_fields_of_every_kind_can_be_varied(store):
         "blocks [1, 1, 1, 1] (quick)", "blocks [2, 1, 1, 1]", "blocks [3, 3, 4, 3], width 8"]  # fmt: skip
     assert len(others) == len(table[table.recipe == "quick"]) + 1 and set(others.base) == {"quick"}
     axis = figures.draw(store)["varied_others"].axes[0]
-    assert axis.get_title("left").startswith("One change at a time on quick, 8 of 300 epochs: mean of 1 or 3 seeds")
+    assert axis.figure.get_suptitle().startswith("One change at a time on quick, 8 of 300 epochs: mean of 1 or 3 seeds")
     assert [label.get_text() for label in axis.get_yticklabels()] == list(dict.fromkeys(others["value"]))
     assert list(figures.varied(table, "blocks")["value"])[-1] == "blocks [3, 3, 4, 3], width 8"
     assert figures.varied(table, "nesterov")["value"].iloc[-1] == "nesterov True"
