@@ -92,7 +92,8 @@ def test_one_seed_has_the_interval_of_its_images(tmp_path):
     axis = drawn["ladder_quick"].axes[0]
     np.testing.assert_allclose(axis.lines[0].get_xdata(), [60, 60])
     np.testing.assert_allclose(whiskers(axis), [[59, 61]] * 2)
-    assert "one seed, 95 % over images" in axis.figure.get_suptitle() and "3 of 300 epochs" in axis.figure.get_suptitle()
+    title = axis.figure.get_suptitle()
+    assert "one seed, 95 % over images" in title and "3 of 300 epochs" in title
 
 
 def test_runs_whose_recipe_has_changed_are_not_drawn(store):
