@@ -388,9 +388,9 @@ def ingredients(base: Recipe) -> list[Recipe]:
     """A recipe, and it with one thing changed at a time: much of what `beyond` is made of, and what was weighed for it.
 
     A larger batch takes its learning rate along, in proportion; a decay apart from the momentum is as much larger as
-    the momentum made the other; the loss of AugMix goes without Mixup; three blocks a stage have half the width of one,
-    for about as many parameters and as much arithmetic; without its first stage a network is twice as wide for as many
-    parameters, and the later stages see twice the resolution, for three times the arithmetic.
+    the momentum made the other; the loss of AugMix goes without Mixup and CutMix; three blocks a stage have half the
+    width of one, for about as many parameters and as much arithmetic; without its first stage a network is twice as
+    wide for as many parameters, and the later stages see twice the resolution, for three times the arithmetic.
     """
     changes: list[dict[str, tuple[Any, ...]]] = [
         {"ema_decay": (0.99, 0.999)},
@@ -402,7 +402,7 @@ def ingredients(base: Recipe) -> list[Recipe]:
         {"drop_path": (0.1,)},
         {"cutmix_alpha": (1.0,)},
         {"sam_rho": (0.05,)},
-        {"mixup_alpha": (0.0,), "consistency": (12.0,)},  # 12 as in AugMix
+        {"mixup_alpha": (0.0,), "cutmix_alpha": (0.0,), "consistency": (12.0,)},  # 12 as in AugMix
         {"se_placement": SE_PLACEMENTS[1:]},
         {"teacher": (base.name,)},
         {name: (value,) for name, value in _reshaped(base).items()},

@@ -139,6 +139,16 @@ def test_a_sweep_varies_what_it_says_and_its_names_lead_back(name, base):
     assert {field for field in rows[0] if len({str(row[field]) for row in rows}) > 1} == fields_of | {"name"}
 
 
+@pytest.mark.parametrize("base", ["paper", "beyond", "sprint"])
+def test_what_beyond_is_made_of_stays_under_the_limit_of_parameters(base):
+    made = recipe.ingredients(recipe.get(base))
+    assert all(recipe.get(one.name) == one for one in made)
+    shapes = {(one.blocks, one.width): one for one in made}
+    assert len(shapes) == 3 and all(count_parameters(one.network()) < 5_000_000 for one in shapes.values())
+    wide = next(one for one in made if len(one.blocks) == 3)
+    assert (wide.blocks, wide.width) == (RECIPES[base].blocks[1:], 2 * RECIPES[base].width)
+
+
 def test_a_sweep_takes_the_papers_values_and_those_around():
     values = lambda name, base, field: [getattr(one, field) for one in recipe.named(name, base)]  # noqa: E731
     assert values("se", "paper", "reduction") == [0, 4, 8, 16, 32]
