@@ -103,7 +103,7 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, a 
 @app.command()
 def sweep(
     names: Annotated[list[str], typer.Argument(help="Sweeps (ladder, mixup, strength, se, dropout, warmup, rate, "
-                                                    "schedule, policy, beyond, climb) and named recipes.",
+                                                    "schedule, policy, beyond, climb, approach) and named recipes.",
                                                metavar="NAME...")],
     base: Annotated[str, typer.Option(help="The recipe that a sweep varies: quick, reduced, laptop, paper.")] = "quick",
     seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1, max=1_000)] = 3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -28,10 +29,12 @@ REPORTED = {
 }
 NEAREST = ("paper", "laptop", "quick")  # the recipes that stand for the paper's, the nearest first
 TIERS = ("gpu", "cpu", "quick")
-LADDERS = {"ladder": recipe.ladder, "climb": recipe.climb}  # kind -> the rungs on a base, in their order
+# kind -> the rungs on a base, in their order
+LADDERS = {"ladder": recipe.ladder, "climb": recipe.climb, "approach": recipe.approach}
+_SHARED = {"ladder": 0, "climb": 2, "approach": 1}  # kind -> how many rungs it begins with that are the first ladder's
 
 # What to see in each figure, in words: for the README, and wherever else one is shown. Of ladders and of varied fields
-# there are several: ladder_<recipe>, climb_<recipe> and varied_<field>.
+# there are several: ladder_<recipe>, climb_<recipe>, approach_<recipe> and varied_<field>.
 ALT = {
     "figure_1_architecture": "The network: a stem, four stages of residual blocks with squeeze-and-excitation, and a "
     "head; every box with its layers, every stage with its output shape and parameters",
@@ -47,6 +50,9 @@ ALT = {
     "climb": "Test accuracy of each rung of a climb from the paper's augmentation to what a short schedule is best "
     "served with: a dot for the mean over seeds with its 95 % interval, the first rung at the top; where distorted "
     "images were counted too, in a second panel",
+    "approach": "Test accuracy of each rung from the paper's augmentation to that of beyond: a dot for the mean over "
+    "seeds with its 95 % interval, the first rung at the top; where distorted images were counted too, in a second "
+    "panel",
     "varied": "Test accuracy for each value of one field of a recipe, all else being equal: a dot for the mean over "
     "seeds with its 95 % interval, the smallest value at the top; where distorted images were counted too, in a second "
     "panel",
@@ -125,12 +131,14 @@ def validation_accuracy(rows: pd.DataFrame) -> Figure:
 def bases(table: pd.DataFrame, kind: str = "ladder") -> list[recipe.Recipe]:
     """The recipes on which a ladder of that kind is named and of whose rungs at least two have been run.
 
-    A climb begins with two rungs of the augmentation ladder, which do not count.
+    Those that a climb and an approach share with the augmentation ladder do not count.
     """
-    ladders = {base: [rung.name for rung in LADDERS[kind](base)] for base in recipe.RECIPES.values()}
-    have = set(table.recipe.str.removesuffix("-short"))
-    named = {base: names for base, names in ladders.items() if set(names) <= set(recipe.RECIPES)}
-    return [base for base, names in named.items() if len(have.intersection(names[2 * (kind == "climb") :])) > 1]
+    have, found = set(table.recipe.str.removesuffix("-short")), []
+    for base in (known for known in recipe.RECIPES.values() if "-" not in known.name):
+        names = [rung.name for rung in LADDERS[kind](base)]
+        if set(names) <= set(recipe.RECIPES) and len(have.intersection(names[_SHARED[kind] :])) > 1:
+            found.append(base)
+    return found
 
 
 def rungs(table: pd.DataFrame, base: recipe.Recipe, kind: str = "ladder") -> pd.DataFrame:
@@ -195,10 +203,10 @@ def ladder(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -
     return _compare(rows.assign(rung=rows.rung.map(names)), "rung", f"The ladder on {base.name}, {schedule(rows)}")
 
 
-def changes(base: recipe.Recipe) -> dict[str, str]:
-    """The rungs of a climb: recipe -> what it changes of the one before, in words."""
+def changes(base: recipe.Recipe, kind: str = "climb") -> dict[str, str]:
+    """The rungs of a climb or an approach: recipe -> what it changes of the one before, in words."""
     found, before = {}, None
-    for rung in recipe.climb(base):
+    for rung in LADDERS[kind](base):
         now = {name: value for name, value in rung.to_dict().items() if name != "name"}
         new = [_words(name, value) for name, value in now.items() if before and before[name] != value]
         found[rung.name] = ", ".join(new) or "all augmentation, Mixup"
@@ -206,11 +214,20 @@ def changes(base: recipe.Recipe) -> dict[str, str]:
     return found
 
 
+def _rung_by_rung(table: pd.DataFrame, base: recipe.Recipe, kind: str) -> Figure:
+    rows = rungs(table, base, kind)
+    return _compare(rows.assign(rung=rows.rung.map(changes(base, kind))), "rung",
+                    f"The {kind} from {base.name}, {schedule(rows)} at first")  # fmt: skip
+
+
 def climb(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -> Figure:
     """As `ladder`, of the climb on a recipe: a row a rung, named by what it changes of the one before."""
-    rows = rungs(table, base, "climb")
-    return _compare(rows.assign(rung=rows.rung.map(changes(base))), "rung",
-                    f"The climb from {base.name}, {schedule(rows)} at first")  # fmt: skip
+    return _rung_by_rung(table, base, "climb")
+
+
+def approach(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -> Figure:
+    """As `climb`, of the approach to `beyond` on a recipe."""
+    return _rung_by_rung(table, base, "approach")
 
 
 def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame:
@@ -228,11 +245,11 @@ def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame
         return table
     scaled = {"batch_size": {"learning_rate": table.learning_rate / table.batch_size}, "blocks": {"width": 0},
               "decoupled_decay": {"weight_decay": 0}}  # fmt: skip
+    if not (own := table.recipe == base).any():
+        return table[:0]
     others = table.assign(**scaled.get(field, {}))[[name for name in names if name != field]]
-    alike = others.astype(str).agg(" ".join, axis=1)
-    rows = table[alike.isin(alike[table.recipe == base])]
-    if rows.empty:
-        return rows
+    alike = [column.map(str) == str(column[own].iloc[0]) for _, column in others.items()]
+    rows = table[np.logical_and.reduce(alike)]
     words = rows[field].map(lambda value: _words(field, value))
     if field == "blocks":
         own = rows.width == rows.width[rows.recipe == base].iloc[0]
@@ -335,8 +352,8 @@ def draw(root: Path = runs.RECORDED) -> dict[str, Figure]:
         if set(table.data) == {CIFAR10}:  # the stand-in set is never compared
             drawn["reported_reproduced"] = reported(table)
     tested = table.dropna(subset=["test_accuracy"])
-    drawn |= {f"ladder_{base.name}": ladder(tested, base) for base in bases(tested)}
-    drawn |= {f"climb_{base.name}": climb(tested, base) for base in bases(tested, "climb")}
+    for kind, make in (("ladder", ladder), ("climb", climb), ("approach", approach)):
+        drawn |= {f"{kind}_{base.name}": make(tested, base) for base in bases(tested, kind)}
     drawn |= {name: vary(rows, field) for name, field, rows in all_varied(tested)}
     for name, file, make in (("kind_severity", "shift.csv", kind_severity),
                              ("predicted_accuracy", estimate.FILE, predicted_accuracy)):  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -220,6 +221,7 @@ def named(name: str, base: str) -> list[Recipe]:
         raise CourseError(f"{error} Sweeps: {', '.join(SWEEPS)}.") from error
 
 
+@cache
 def _variant(name: str) -> Recipe | None:
     """What `vary` makes of a recipe in RECIPES, from `<recipe>-<field>-<value>-<field>-<value>...`; None if nothing."""
     base = max((known for known in RECIPES if name.startswith(f"{known}-")), key=len, default=name)
@@ -368,6 +370,32 @@ def climb(base: Recipe) -> list[Recipe]:
     return rungs
 
 
+def approach(base: Recipe) -> list[Recipe]:
+    """From all that the paper does to an image to what `beyond` does with it, each rung keeping those before it.
+
+    A rung takes a choice of `beyond` where the base has the paper's; what a base has of its own, as quick's network and
+    learning rate, stays. On `paper` the last rung is `beyond`.
+    """
+    rungs = [ladder(base)[-1]]
+    for name, choices in (
+        ("with_trivialaugment", ("policy",)),
+        ("with_cutmix", ("cutmix_alpha", "mixup_alpha")),
+        ("with_rate", ("learning_rate", "batch_size", "weight_decay", "warmup_epochs")),
+        ("with_nesterov", ("nesterov", "decay_all")),
+        ("with_ema", ("ema_decay",)),
+        ("with_drop_path", ("drop_path", "dropout")),
+        ("with_block", ("blocks",)),
+    ):
+        papers = [field for field in choices if getattr(rungs[0], field) == getattr(_PAPER, field)]
+        if choices[0] not in papers:
+            continue
+        changes = {field: getattr(_BEYOND, field) for field in papers}
+        if name == "with_ema" and base.epochs < 100:
+            changes = {"ema_decay": 0.99}  # the mean of a thousand steps is most of a short run
+        rungs.append(rungs[-1].but(name=f"{base.name}-{name}", **changes))
+    return [_BEYOND if rung.but(name=_BEYOND.name) == _BEYOND else rung for rung in rungs]
+
+
 def vary(base: Recipe, **values: Iterable[Any]) -> list[Recipe]:
     """A recipe for every combination of the values that some fields take, each once, the last field fastest.
 
@@ -426,7 +454,11 @@ RECIPES: dict[str, Recipe] = {
         _LAPTOP,
         # A narrow net on a part of the data: CI and a first try, under a minute on two cores.
         _QUICK,
-        *(rung for base in (_QUICK, _REDUCED, _LAPTOP, _PAPER) for rung in (*ladder(base), *climb(base))),
+        *(
+            rung
+            for base in (_QUICK, _REDUCED, _LAPTOP, _PAPER)
+            for rung in (*ladder(base), *climb(base), *approach(base))
+        ),
         _BEYOND,
         _SPRINT,
     )
@@ -449,4 +481,5 @@ SWEEPS: dict[str, Callable[[Recipe], list[Recipe]]] = {
     "policy": lambda base: vary(ladder(base)[-2], policy=policies.POLICIES),
     "beyond": ingredients,
     "climb": climb,
+    "approach": approach,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What seeds and test images allow to say: intervals over seeds, paired differences, McNemar, the noise beside them.
+"""What seeds and test images allow to say: intervals over seeds, differences between recipes, McNemar.
 
 All accuracies are shares in [0, 1]; all intervals are 95 %. An interval over seeds is about training again, one over
 images (Wilson: `helpers.evaluate.share`) about other test images under the same weights.
@@ -12,15 +12,14 @@ from itertools import combinations, pairwise
 import numpy as np
 import pandas as pd
 from scipy.stats import binom
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 LEVEL = 0.05  # of a test, and one less the coverage of an interval
 INSIDE = "inside the noise"
-UNCERTAIN = "uncertain"
 ONE_SEED = "one seed: nothing can be said"
-VERDICTS = ("higher", "lower", UNCERTAIN, INSIDE, ONE_SEED)
+VERDICTS = ("higher", "lower", INSIDE, ONE_SEED)
 
 
 def images_noise(accuracy: float, count: int = 10_000) -> float:
@@ -58,23 +57,25 @@ def over_seeds(table: pd.DataFrame, value: str = "test_accuracy", by: str = "rec
     return pd.DataFrame(rows, columns=columns)
 
 
-def steps(table: pd.DataFrame, order: Sequence[str], value: str = "test_accuracy", by: str = "recipe",
-          count: int = 10_000) -> pd.DataFrame:  # fmt: skip
+def steps(table: pd.DataFrame, order: Sequence[str], value: str = "test_accuracy", by: str = "recipe") -> pd.DataFrame:
     """Each recipe in `order` less the one before it, paired by seed: a row a step between two that were run.
 
-    Columns: before, after, seeds (that both have), difference (mean), low, high (t interval), p (paired t test), p_holm
-    (corrected for the number of rows), noise (standard deviation to expect of such a difference between two
-    equally good recipes), verdict. With one seed all but the difference and its noise are NaN.
+    By least squares an accuracy is the sum of a recipe's share, a seed's and an error, as wide for one recipe as for
+    another: so all recipes of the table tell how far chance reaches, where three seeds of two would tell next to
+    nothing. Of two recipes alone that is the paired t test.
+
+    Columns: before, after, seeds (that both have), difference, low, high (t interval), p (t test), p_holm (corrected
+    for the number of rows), verdict. With one seed all but the difference is NaN.
     """
     wide = _by_seed(table, order, value, by)
-    return _differences(wide, pairwise(wide.columns), count)
+    return _differences(wide, pairwise(wide.columns))
 
 
-def against(table: pd.DataFrame, base: str, order: Sequence[str], value: str = "test_accuracy", by: str = "recipe",
-            count: int = 10_000) -> pd.DataFrame:  # fmt: skip
+def against(table: pd.DataFrame, base: str, order: Sequence[str], value: str = "test_accuracy", by: str = "recipe"
+            ) -> pd.DataFrame:  # fmt: skip
     """Each recipe in `order` less `base`, paired by seed: a row each that was run, columns as those of `steps`."""
     wide = _by_seed(table, order, value, by)
-    return _differences(wide, [(base, name) for name in wide.columns if name != base and base in wide.columns], count)
+    return _differences(wide, [(base, name) for name in wide.columns if name != base and base in wide.columns])
 
 
 def _by_seed(table: pd.DataFrame, order: Sequence[str], value: str, by: str) -> pd.DataFrame:
@@ -83,51 +84,46 @@ def _by_seed(table: pd.DataFrame, order: Sequence[str], value: str, by: str) -> 
     return wide.reindex(columns=list(order)).dropna(axis=1, how="all")
 
 
-def _differences(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]], count: int) -> pd.DataFrame:
+def _differences(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    wide = wide[wide.notna().sum(axis=1) > 1]  # a seed of one recipe alone sets it against nothing
+    runs = wide.rename_axis("seed").melt(ignore_index=False, var_name="recipe").dropna().reset_index()
+    shares = pd.get_dummies(runs["recipe"], dtype=float)
+    seeds = pd.get_dummies(runs["seed"], dtype=float, drop_first=True)
+    fit = OLS(runs["value"], shares.join(seeds)).fit() if len(runs) else None
     rows = []
     for before, after in pairs:
-        both = wide[[before, after]].dropna()
-        if both.empty:
+        both = len(wide[[before, after]].dropna())
+        if not both:
             continue
-        gap, many = (both[after] - both[before]).to_numpy(float), len(both) > 1
-        found = DescrStatsW(gap)
-        low, high = found.tconfint_mean(LEVEL) if many else (np.nan, np.nan)
-        p = _p(found, gap) if many else np.nan
-        noise = float(np.hypot(*(seeds_noise(mean, count) for mean in both.mean())) / np.sqrt(len(both)))
-        rows.append((before, after, len(both), gap.mean(), float(low), float(high), p, noise))
-    columns = ["before", "after", "seeds", "difference", "low", "high", "p", "noise"]
-    found = pd.DataFrame(rows, columns=columns)
-    found.insert(7, "p_holm", holm(found["p"]))
-    found["verdict"] = [verdict(*row) for row in found[["difference", "p_holm", "noise"]].itertuples(index=False)]
+        contrast = [float(name == after) - float(name == before) for name in fit.params.index]
+        found = fit.t_test(contrast) if fit.df_resid and both > 1 else None
+        low, high = found.conf_int(LEVEL)[0] if found else (np.nan, np.nan)
+        gap = float(contrast @ fit.params)
+        p = np.nan if found is None else 1.0 if abs(gap) < 1e-9 else float(found.pvalue)  # equal: 0 / 0 to a t test
+        rows.append((before, after, both, gap, float(low), float(high), p))
+    found = pd.DataFrame(rows, columns=["before", "after", "seeds", "difference", "low", "high", "p"])
+    found["p_holm"] = holm(found["p"])
+    found["verdict"] = [verdict(*row) for row in found[["difference", "p_holm"]].itertuples(index=False)]
     return found
 
 
-def _p(found: DescrStatsW, gap: np.ndarray) -> float:
-    return float(found.ttest_mean(0)[1]) if gap.any() else 1.0  # no difference anywhere is 0 / 0 to a t test
-
-
 def holm(p: Iterable[float]) -> np.ndarray:
-    """p-values corrected for their number (Holm 1979); NaN, a test that was not made, stays NaN and does not count."""
+    """p-values corrected for their number (Holm 1979); NaN, a test that was not made, stays NaN and does not count.
+
+    Not statsmodels' `multipletests`, which collects garbage at every call: in a notebook most of a second.
+    """
     p = np.asarray(list(p), float)
-    made = ~np.isnan(p)
-    if made.any():
-        p[made] = multipletests(p[made], LEVEL, "holm")[1]
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN is sorted last
+    p[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return p
 
 
-def verdict(difference: float, p: float, noise: float = 0.0) -> str:
-    """What may be said of a difference: "inside the noise" where it does not exceed twice the noise to expect; beyond
-    it "higher" or "lower" where p is below 5 %, else "uncertain", since the seeds differ too much to tell.
-
-    The noise counts because with three seeds a t test now and then meets three runs that agree by chance. Without a
-    noise to compare with, p alone decides.
-    """
+def verdict(difference: float, p: float) -> str:
+    """What may be said of a difference: "higher" or "lower" where p is below 5 %, else "inside the noise"."""
     if np.isnan(p):
         return ONE_SEED
-    if abs(difference) <= 2 * noise or (p >= LEVEL and not noise):
-        return INSIDE
     if p >= LEVEL:
-        return UNCERTAIN
+        return INSIDE
     return "higher" if difference > 0 else "lower"
 
 

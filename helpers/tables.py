@@ -38,31 +38,27 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
 
     rows: of `figures.rungs` (each is set against the one before) or `figures.varied` (each against the base recipe).
     Columns for each measure of `figures.measured`: mean over seeds with its 95 % interval; the difference paired by
-    seed with its own; the standard deviation to expect of such a difference between equals, in points; the verdict,
-    with p after Holm's correction for the rows of the column. Empty where nothing was run.
+    seed with its own; the verdict, with p after Holm's correction for the rows of the column (`helpers.stats.steps`).
+    Empty where nothing was run.
     """
     by = "rung" if "rung" in rows else "value"
     order = list(dict.fromkeys(rows[by]))
     base = None if by == "rung" else rows["value"][rows.recipe == rows.base].iloc[0]
     table = pd.DataFrame(index=pd.Index(order, name=by))
     for value, (name, part) in figures.measured(rows, by).items():
-        count, short = int(part[_COUNTED[value]].min()), name.partition(" ")[0]
+        short = name.partition(" ")[0]
         if base is None:
-            found, less = stats.steps(part, order, value, by, count), "less the one before"
+            found, less = stats.steps(part, order, value, by), "less the one before"
         else:
-            found, less = stats.against(part, base, order, value, by, count), f"less {base}"
+            found, less = stats.against(part, base, order, value, by), f"less {base}"
         means = stats.over_seeds(part, value, by).set_index(by)
         found = found.set_index("after")
         table[name] = pd.Series({row.Index: _cell(percent(row.mean), row.low, row.high) for row in means.itertuples()})
         table[f"{short}: {less}, points"] = pd.Series({
             row.Index: _cell(f"{100 * row.difference:+.2f}", row.low, row.high, "+") for row in found.itertuples()
         })
-        table[f"{short}: noise"] = found.noise.map(lambda noise: f"{100 * noise:.2f}")
         table[f"{short}: verdict"] = found.verdict + found.p_holm.map(lambda p: "" if pd.isna(p) else f" (p {p:.3f})")
     return table.fillna("")
-
-
-_COUNTED = {"test_accuracy": "test_count", "corrupted_accuracy": "corrupted_count"}
 
 
 def tally(found: pd.DataFrame) -> str:
@@ -115,19 +111,19 @@ def ladders(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
     for kind, base in [(one, base) for one in figures.LADDERS for base in figures.bases(table, one)]:
         rows = figures.rungs(table, base, kind)
         found = compared(rows)
-        if kind == "climb":
-            found = costs(rows, base).join(found)
+        if kind != "ladder":
+            found = costs(rows, base, kind).join(found)
         found = found.reset_index()
         found["rung"] = "`" + found["rung"] + "`"
-        what = "On" if kind == "ladder" else "Everything together, from"
+        what = {"ladder": "On", "climb": "Everything together, from", "approach": "Towards `beyond`, from"}[kind]
         parts.append(f"{what} `{base.name}` {_setting(rows)}:\n\n{markdown(list(found), found.to_numpy().tolist())}"
                      f"\n{_capital(tally(found))}. {_short(rows)}\n{_drawn(f'{kind}_{base.name}', page)}")  # fmt: skip
     return "\n".join(parts)
 
 
-def costs(rows: pd.DataFrame, base: recipe.Recipe) -> pd.DataFrame:
-    """Of the rungs of a climb, indexed by `rung`: what each changes, what a run of it costs, and what the mean over an
-    image and its mirror image adds, which costs a second pass.
+def costs(rows: pd.DataFrame, base: recipe.Recipe, kind: str = "climb") -> pd.DataFrame:
+    """Of the rungs of a climb or an approach, indexed by `rung`: what each changes, what a run of it costs, and what
+    the mean over an image and its mirror image adds, which costs a second pass.
 
     Seconds are means over seeds of the recorded wall clock, for comparison among rungs that one machine has run.
     """
@@ -135,7 +131,7 @@ def costs(rows: pd.DataFrame, base: recipe.Recipe) -> pd.DataFrame:
     means = rows.groupby("rung", sort=False)[columns].mean().astype(float)
     gain = 100 * (means.mirrored_accuracy - means.test_accuracy)
     return pd.DataFrame({
-        "changes": means.index.map(figures.changes(base)), "seconds": means.seconds.map("{:.0f}".format),
+        "changes": means.index.map(figures.changes(base, kind)), "seconds": means.seconds.map("{:.0f}".format),
         "mirror images, points": gain.map("{:+.2f}".format, na_action="ignore").fillna(""),
     }, index=means.index)  # fmt: skip
 

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 from scipy import stats as scipy_stats
 
-from helpers import distort, figures, recipe, runs
+from helpers import distort, figures, recipe, runs, tables
 from helpers.augment import STAGES
 from helpers.data import CIFAR10, STAND_IN
 from helpers.runtime import ROOT, CourseError
@@ -160,6 +160,20 @@ def test_a_climb_is_drawn_once_two_rungs_beyond_the_ladder_are_there(store):
              "label smoothing 0.1, ema decay 0.99", "se placement identity"]  # fmt: skip
     assert [label.get_text() for label in axis.get_yticklabels()] == words
     np.testing.assert_allclose(axis.lines[0].get_xdata()[2:], [70.1, 71.1, 72.1])
+
+
+def test_an_approach_is_drawn_and_told_once_two_of_its_own_rungs_are_there(store):
+    for number, rung in enumerate(recipe.approach(QUICK)[:3]):
+        assert "approach_quick" not in figures.draw(store)
+        for seed in range(3):
+            record(store, rung.but(seed=seed), 0.5 + number / 100 + seed / 1000)
+    axis = figures.draw(store)["approach_quick"].axes[0]
+    words = ["all augmentation, Mixup", "policy trivialaugment", "mixup alpha 0.2, cutmix alpha 1"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == words
+    assert figures.alt("approach_quick") == figures.ALT["approach"]
+    text = tables.ladders(runs.current(runs.load(store)).dropna(subset=["test_accuracy"]))
+    assert "Towards `beyond`, from `quick` (tier quick, 8 of 300 epochs" in text
+    assert "| `quick-with_trivialaugment` | policy trivialaugment |" in text
 
 
 def test_what_the_policy_draws_is_varied_on_the_last_rung(store):

@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import FrozenInstanceError, fields
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_a_variant_is_named_by_what_differs_and_nothing_has_two_names():
                                             if pair != ("strength", "quick")])  # fmt: skip
 def test_a_sweep_varies_what_it_says_and_its_names_lead_back(name, base):
     made = recipe.named(name, base)
-    assert recipe.get(base) in made or name == "policy"
+    assert recipe.get(base) in made or name in ("policy", "approach")
     assert len({one.name for one in made}) == len(set(made)) == len(made) > 2
     assert all(recipe.get(one.name) == one for one in made)
     fields_of = {"ladder": {"stage", "mixup_alpha"}, "mixup": {"mixup_alpha"}, "se": {"reduction"},
@@ -134,9 +134,24 @@ def test_a_sweep_varies_what_it_says_and_its_names_lead_back(name, base):
                  "climb": {"stage", "mixup_alpha", "nesterov", "decay_all", "ema_decay", "label_smoothing",
                            "se_placement", "epochs", "resolutions", "width",
                            *(["dropout"] if RECIPES[base].dropout else []),
-                           *(["blocks"] if max(RECIPES[base].blocks) > 1 else [])}}[name]  # fmt: skip
+                           *(["blocks"] if max(RECIPES[base].blocks) > 1 else [])},
+                 "approach": {"policy", "mixup_alpha", "cutmix_alpha", "nesterov", "decay_all", "ema_decay",
+                              "drop_path", *(["dropout"] if RECIPES[base].dropout else []),
+                              *(["learning_rate", "batch_size", "weight_decay"] if base != "quick" else []),
+                              *(["blocks"] if base in ("paper", "laptop") else []),
+                              *(["warmup_epochs"] if base == "paper" else [])}}[name]  # fmt: skip
     rows = [one.to_dict() for one in made]
     assert {field for field in rows[0] if len({str(row[field]) for row in rows}) > 1} == fields_of | {"name"}
+
+
+def test_the_approach_on_the_papers_recipe_ends_at_beyond():
+    assert recipe.approach(RECIPES["paper"])[0] == RECIPES["paper"]
+    assert recipe.approach(RECIPES["paper"])[-1] == RECIPES["beyond"]
+    for base in BASES:
+        rungs = recipe.approach(RECIPES[base])
+        once = [field for one, two in pairwise(rungs) for field, value in two.to_dict().items()
+                if field != "name" and one.to_dict()[field] != value]  # fmt: skip
+        assert len(set(once)) == len(once), "no rung takes back what another gave"
 
 
 @pytest.mark.parametrize("base", ["paper", "beyond", "sprint"])

@@ -287,7 +287,7 @@ def test_the_command_tells_accuracies_and_failures(reference, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (("papper",), "no recipe 'papper'.*Sweeps: ladder, mixup, strength, .*, schedule, policy, beyond, climb"),
+    (("papper",), "no recipe 'papper'.*Sweeps: ladder, mixup, strength, .*, schedule, policy, beyond, climb, approach"),
     (("ladder", "--base", "nope"), "no recipe 'nope'"),
 ])  # fmt: skip
 def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
