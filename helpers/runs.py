@@ -20,6 +20,8 @@ from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 RECORDED = ROOT / "data" / "runs"
 PUBLISHED = ROOT / "data" / "weights" / "beyond.safetensors"  # the one file of weights that the repository holds
 WEIGHTS, LAST = "best.safetensors", "last.safetensors"  # beside run.json: weights of the best and of the last epoch
+# What is recorded of a run; all but the first two come with its tests and hold for the weights that were tested.
+RECORDS = ("run.json", "history.csv", "shift.csv", "reliability.csv", "estimates.csv", "test_correct.txt")
 
 DEFINITIONS = {
     "train_accuracy": "share of augmented training images classified right while training, in the last epoch; under "

@@ -416,7 +416,7 @@ class _Session:
         self.run, self.trainer, self.side_by_side = None, None, 1
         git_commit()  # the code that begins now
         if not resume:
-            for name in ("run.json", "history.csv", runs.WEIGHTS, runs.LAST, *checkpoint.SLOTS):  # the record first
+            for name in (*runs.RECORDS, runs.WEIGHTS, runs.LAST, *checkpoint.SLOTS):  # the record first
                 (path / name).unlink(missing_ok=True)
         if (path / "run.json").exists():
             self.run = runs.read(path)

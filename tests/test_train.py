@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest, entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from helpers import checkpoint, data, evaluate, mixing, runs, train
+from helpers import checkpoint, data, estimate, evaluate, mixing, runs, train
 from helpers.augment import Augment
 from helpers.model import Dropout
 from helpers.recipe import RECIPES, Recipe
@@ -383,6 +383,8 @@ def test_a_finished_run_is_returned_untouched(finished_tiny, stand_in, tiny, tmp
 def test_resume_false_starts_over(finished_tiny, stand_in, tiny, tmp_path, capfd):
     path = tmp_path / "run"
     shutil.copytree(finished_tiny, path)
+    for name in ("shift.csv", "reliability.csv", estimate.FILE, "test_correct.txt"):
+        (path / name).write_text("of the weights before\n")
     short = tiny.but(epochs=2)
     run = fit(short, stand_in, path, resume=False)
     assert Recipe.from_dict(run.record["recipe"]) == short and len(run.history) == 2
