@@ -531,19 +531,24 @@ def _teachers(recipe: Recipe, store: Path, source: str) -> list[runs.Run]:
 
 def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
     """A step of each in turn until all are done; on a request to stop, a checkpoint of each, then Interrupted."""
+    unrecorded = [session for session in sessions if session.run is None]
+    for session in unrecorded:
+        session.start(len(unrecorded))
     for session in sessions:
-        session.start(len(sessions))
+        if not session.working:
+            session.finish()
     while working := [session for session in sessions if session.working]:
         for session in working:
             session.advance()
+            if not session.working:  # at once: its seconds do not include those of runs that go on
+                session.finish()
         if stop:
             for session in working:
-                session.save()
+                if session.working:
+                    session.save()
             at = ", ".join(f"{session.label} after epoch {len(session.trainer.history)}" for session in working)
             raise Interrupted(f"Stopped by {signal.Signals(stop['signum']).name} ({at}): everything is kept; call the "
                               "same again to go on.", stop["signum"])  # fmt: skip
-    for session in sessions:
-        session.finish()
 
 
 @contextmanager

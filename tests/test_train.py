@@ -639,6 +639,46 @@ def test_several_runs_in_one_process_are_the_same_runs(stand_in, tiny, tmp_path)
         assert result(run.path) == result(tmp_path / "one" / str(recipe.seed))
 
 
+def train_together(recipes, stand_in, paths, on_epoch=lambda recipe, row: None):
+    """Runs that take turns as they do on a GPU, though their work stays on the CPU."""
+    with train.stop_requests() as stop, contextlib.ExitStack() as folders:
+        sessions = [train._Session(recipe, stand_in, path, True, CPU, 3600.0, folders, on_epoch)
+                    for recipe, path in zip(recipes, paths, strict=True)]  # fmt: skip
+        train._train(sessions, stop)
+        return [session.run for session in sessions]
+
+
+def test_a_run_that_ends_before_its_neighbours_is_recorded_at_once(stand_in, tiny, tmp_path):
+    recipes = [tiny.but(epochs=2), tiny.but(name="longer")]
+    paths, alone = ([tmp_path / where / recipe.name for recipe in recipes] for where in ("together", "alone"))
+
+    def stop_in_the_third_epoch(recipe, row):
+        if row["epoch"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(train.Interrupted, match=r"Stopped by SIGINT \(longer/0 after epoch 3\)"):
+        train_together(recipes, stand_in, paths, stop_in_the_third_epoch)
+    assert names(paths[0]) == FILES and names(paths[1]) & SLOTS
+    several = train_together(recipes, stand_in, paths)
+    for recipe, path, run in zip(recipes, alone, several, strict=True):
+        fit(recipe, stand_in, path)
+        assert result(run.path) == result(path) and names(run.path) == FILES
+    assert [run.record["side_by_side"] for run in several] == [2, 1], "what was finished before shares nothing"
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_asked_to_stop_in_its_last_step_a_run_is_finished_and_the_next_not_begun(stand_in, tiny, tmp_path, epoch):
+    recipes = [tiny.but(epochs=2, seed=seed) for seed in range(2)]
+
+    def stop(recipe, row):
+        if (recipe.seed, row["epoch"]) == (0, epoch):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(train.Interrupted, match=rf"\(tiny/0 after epoch {epoch}\): everything is kept"):
+        train.fit_many(recipes, stand_in, [tmp_path / "0", tmp_path / "1"], device=CPU, on_epoch=stop)
+    assert (tmp_path / "0" / "run.json").exists() == (epoch == 2) and not names(tmp_path / "1")
+
+
 # ------------------------------------------------------------------------------------- kills, in real processes
 
 LONG = TINY.but(epochs=40)
