@@ -439,17 +439,17 @@ class _Session:
             print(f"{problem}: going on from the checkpoint before it")
         self.steps = self.trainer.go()
         self.on_epoch = on_epoch or self.show
-        self.bar = tqdm(total=recipe.epochs * self.trainer.steps, unit="step", desc=self.label,
-                        disable=on_epoch is not None or not sys.stderr.isatty(),
-                        initial=len(self.trainer.history) * self.trainer.steps + self.trainer.done)  # fmt: skip
+        self.quiet = on_epoch is not None or not sys.stderr.isatty()
 
     @property
     def working(self) -> bool:
         return self.trainer is not None and not self.trainer.finished
 
     def start(self, side_by_side: int) -> None:
-        """The clock runs from here, beside that of the other runs which share the device."""
-        self.side_by_side, self.saved = side_by_side, time.perf_counter()
+        """The clock and the bar run from here, beside those of the other runs which share the device."""
+        trainer, self.side_by_side, self.saved = self.trainer, side_by_side, time.perf_counter()
+        self.bar = tqdm(total=trainer.recipe.epochs * trainer.steps, unit="step", desc=self.label, disable=self.quiet,
+                        initial=len(trainer.history) * trainer.steps + trainer.done)  # fmt: skip
 
     def advance(self) -> None:
         """One step; a line when it closed an epoch; a checkpoint when one is due."""

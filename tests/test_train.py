@@ -421,6 +421,16 @@ def test_progress_is_a_line_an_epoch_and_nothing_on_stderr(stand_in, tiny, tmp_p
         assert line.startswith("tiny/0 epoch") and f" {epoch}/{tiny.epochs} " in line and "val loss" in line
 
 
+def test_on_a_terminal_there_is_a_bar_for_each_run_that_is_under_way(stand_in, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.sys.stderr, "isatty", lambda: True, raising=False)
+    open_bars, finish = [], train._Session.finish
+    monkeypatch.setattr(train._Session, "finish", lambda self: (
+        open_bars.append({bar.desc for bar in train.tqdm._instances}), finish(self)))  # fmt: skip
+    recipes = [tiny.but(epochs=1, warmup_epochs=0, seed=seed) for seed in range(2)]
+    train.fit_many(recipes, stand_in, [tmp_path / "0", tmp_path / "1"], device=CPU)
+    assert open_bars == [{"tiny/0"}, {"tiny/1"}]
+
+
 # ---------------------------------------------------------------------------------------------- interrupted runs
 
 
