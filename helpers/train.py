@@ -269,7 +269,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ a whole run
 
     def on_its_stream(self) -> AbstractContextManager:
-        """The context that queues this run's work beside that of other runs; on a CPU it does nothing."""
+        """The context that queues this run's work beside that of other runs; on a CPU it does nothing.
+
+        What reads the state belongs in it too: outside, a copy does not wait for the steps that are still queued.
+        """
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
     @property
@@ -319,7 +322,8 @@ class Trainer:
 
     def check_finite(self, kept: str) -> None:
         """Raise CourseError with the step and its learning rate if a loss was not finite; makes the host wait."""
-        bad = int(self.bad)
+        with self.on_its_stream():
+            bad = int(self.bad)
         if bad >= 0:
             raise CourseError(
                 f"The loss stopped being finite at step {bad} (epoch {bad // self.steps + 1}, learning rate "
@@ -483,7 +487,8 @@ class _Session:
         self.count += 1
         self.tick()
         names = [teacher.label for teacher in self.teachers]
-        checkpoint.write(self.path, {**self.trainer.state(), "teachers": names}, self.count)
+        with self.trainer.on_its_stream():
+            checkpoint.write(self.path, {**self.trainer.state(), "teachers": names}, self.count)
         if self.trainer.history:
             runs.write_history(self.path, self.trainer.history)
 
@@ -499,7 +504,7 @@ class _Session:
             trainer, recipe = self.trainer, self.trainer.recipe
             best, last = best_row(trainer.history), trainer.history[-1]
             for name, weights in ((runs.WEIGHTS, trainer.best), (runs.LAST, trainer.evaluated.state_dict())):
-                with replacing(self.path / name) as temporary:
+                with replacing(self.path / name) as temporary, trainer.on_its_stream():
                     temporary.write_bytes(save({key: value.contiguous() for key, value in weights.items()}))
             runs.write_history(self.path, trainer.history)
             names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_augmented_accuracy")

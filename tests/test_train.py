@@ -676,6 +676,27 @@ def test_a_run_that_ends_before_its_neighbours_is_recorded_at_once(stand_in, tin
     assert [run.record["side_by_side"] for run in several] == [2, 1], "what was finished before shares nothing"
 
 
+def test_what_is_kept_of_a_run_is_read_on_its_own_stream(stand_in, tiny, tmp_path, monkeypatch):
+    """Elsewhere a GPU would not wait for the steps that are still queued there."""
+    inside, read = [], []
+
+    @contextlib.contextmanager
+    def stream(self):
+        inside.append(self)
+        yield
+        inside.pop()
+
+    def watched(room, name):
+        real = getattr(room, name)
+        monkeypatch.setattr(room, name, lambda *given: (read.append((name, len(inside))), real(*given))[1])
+
+    monkeypatch.setattr(train.Trainer, "on_its_stream", stream)
+    watched(checkpoint, "write")
+    watched(train, "save")
+    fit(tiny.but(epochs=1, warmup_epochs=0), stand_in, tmp_path, checkpoint_seconds=0)
+    assert set(read) == {("write", 1), ("save", 1)}
+
+
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_asked_to_stop_in_its_last_step_a_run_is_finished_and_the_next_not_begun(stand_in, tiny, tmp_path, epoch):
     recipes = [tiny.but(epochs=2, seed=seed) for seed in range(2)]
