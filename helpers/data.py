@@ -57,6 +57,9 @@ class TrainingData:
     def source(self) -> str:
         return self.train.source
 
+    def to(self, device: torch.device) -> TrainingData:
+        return TrainingData(self.train.to(device), self.val.to(device))
+
 
 # ---------------------------------------------------------------------------------------------- CIFAR-10 on disk
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ class Trainer:
             )
         self.recipe, self.device, self.steps = recipe, device, steps_per_epoch(recipe)
         self.teachers = [teacher.to(device) for teacher in teachers]
-        self.train, self.val = (part.to(device) for part in (data.train, data.val))
+        data = data.to(device)
+        self.train, self.val = data.train, data.val
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             model = recipe.network()
@@ -400,8 +402,9 @@ def fit_many(
     """
     device = device or pick_device()
     with stop_requests() as stop, ExitStack() as folders:
-        sessions = [_Session(recipe, data, Path(path), resume, device, checkpoint_seconds, folders, on_epoch)
-                    for recipe, path in zip(recipes, run_dirs, strict=True)]  # fmt: skip
+        on_device = cache(lambda: data.to(device))  # once for all, and only if one of them is left to train
+        sessions = [_Session(recipe, data.source, on_device, Path(path), resume, device, checkpoint_seconds, folders,
+                             on_epoch) for recipe, path in zip(recipes, run_dirs, strict=True)]  # fmt: skip
         together = [sessions] if device.type == "cuda" else [[session] for session in sessions]
         for group in together:
             _train(group, stop)
@@ -411,9 +414,10 @@ def fit_many(
 class _Session:
     """One run and its folder: checkpoints in time, the lines it prints, the record at the end."""
 
-    def __init__(self, recipe: Recipe, data: TrainingData, path: Path, resume: bool, device: torch.device,
-                 checkpoint_seconds: float, folders: ExitStack, on_epoch: OnEpoch | None):  # fmt: skip
-        runs.refuse_stand_in(path, data.source)
+    def __init__(self, recipe: Recipe, source: str, data: Callable[[], TrainingData], path: Path, resume: bool,
+                 device: torch.device, checkpoint_seconds: float, folders: ExitStack,
+                 on_epoch: OnEpoch | None):  # fmt: skip
+        runs.refuse_stand_in(path, source)
         folders.enter_context(checkpoint.hold(path))
         self.path, self.every, self.count = path, checkpoint_seconds, 0
         self.label = f"{recipe.name}/{recipe.seed}"
@@ -424,18 +428,18 @@ class _Session:
                 (path / name).unlink(missing_ok=True)
         if (path / "run.json").exists():
             self.run = runs.read(path)
-            _refuse_another(self.run.record["recipe"], self.run.record["data"], recipe, data.source, path)
+            _refuse_another(self.run.record["recipe"], self.run.record["data"], recipe, source, path)
             return
         state, problems = checkpoint.read(path)
         if state:
-            _refuse_another(state["recipe"], state["data"], recipe, data.source, path)
-        self.teachers = _teachers(recipe, path.parent.parent, data.source)
+            _refuse_another(state["recipe"], state["data"], recipe, source, path)
+        self.teachers = _teachers(recipe, path.parent.parent, source)
         begun = state.get("teachers", []) if state else []
         if state and begun != [teacher.label for teacher in self.teachers]:
             raise CourseError(f"{shown(path)} was begun under the teachers {', '.join(begun)}, and there are others by "
                               "now: start afresh with resume=False (--fresh).")  # fmt: skip
         with _memory_advice(recipe, device):
-            self.trainer = Trainer(recipe, data, device, [load_model(teacher) for teacher in self.teachers])
+            self.trainer = Trainer(recipe, data(), device, [load_model(teacher) for teacher in self.teachers])
         if state:
             self.trainer.restore(state)
             self.count = state["count"]

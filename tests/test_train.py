@@ -649,11 +649,29 @@ def test_several_runs_in_one_process_are_the_same_runs(stand_in, tiny, tmp_path)
         assert result(run.path) == result(tmp_path / "one" / str(recipe.seed))
 
 
+def test_several_runs_share_the_images(stand_in, tiny, tmp_path, monkeypatch):
+    moved = []
+
+    def to(self, device):
+        """As to a GPU: a copy of what is not there yet."""
+        if not any(self.images is images for images in moved):
+            self = self._replace(images=self.images.clone())
+            moved.append(self.images)
+        return self
+
+    monkeypatch.setattr(data.ImageSet, "to", to)
+    recipes, paths = [tiny.but(seed=seed, epochs=2) for seed in range(3)], [tmp_path / name for name in "012"]
+    train.fit_many(recipes, stand_in, paths, device=CPU)
+    assert [len(images) for images in moved] == [tiny.train_size, tiny.val_size]
+    train.fit_many(recipes, stand_in, paths, device=CPU)
+    assert len(moved) == 2, "runs that are finished need none"
+
+
 def train_together(recipes, stand_in, paths, on_epoch=lambda recipe, row: None):
     """Runs that take turns as they do on a GPU, though their work stays on the CPU."""
     with train.stop_requests() as stop, contextlib.ExitStack() as folders:
-        sessions = [train._Session(recipe, stand_in, path, True, CPU, 3600.0, folders, on_epoch)
-                    for recipe, path in zip(recipes, paths, strict=True)]  # fmt: skip
+        sessions = [train._Session(recipe, stand_in.source, lambda: stand_in, path, True, CPU, 3600.0, folders,
+                                   on_epoch) for recipe, path in zip(recipes, paths, strict=True)]  # fmt: skip
         train._train(sessions, stop)
         return [session.run for session in sessions]
 
