@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from helpers import distort, estimate, evaluate, plots, runs
-from helpers.augment import Augment
 from helpers.data import CLASSES, ImageSet, load_shifted
 from helpers.recipe import Recipe
 from helpers.runtime import percent, shown
@@ -59,9 +58,7 @@ def shifted(run: runs.Run, path: Path, folder: Path, stand_in: bool = False) -> 
 
 
 def _labelled(run: runs.Run, test: ImageSet, folder: Path) -> dict:
-    model, precision = evaluate.load_model(run), run.record["recipe"]["precision"]
-    logits = evaluate.predict(model, test.images, Augment("none"), precision)
-    found = evaluate.report(logits, evaluate.predict_mirrored(model, test.images, precision), test.labels, test.classes)
+    found, logits = evaluate.report(evaluate.load_model(run), test, run.record["recipe"]["precision"])
     by_class = evaluate.per_class(found["confusion"], test.classes)
     by_class["accuracy"] = [str(evaluate.Accuracy(*row[1:])) for row in by_class.itertuples(index=False)]
     counts = pd.DataFrame(found["confusion"], test.classes, [name[:6] for name in test.classes])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from helpers import distort, runs
 from helpers.augment import Augment
-from helpers.data import CLASSES, ImageSet, load_set, load_shifted
+from helpers.data import ImageSet, load_set, load_shifted
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, has_bfloat16, percent, pick_device, replacing, shown
 
@@ -66,13 +66,14 @@ def predict(
     return torch.cat(logits)
 
 
-def predict_mirrored(model: nn.Module, images: Tensor, precision: str = "bfloat16") -> Tensor:
-    """Test-time augmentation by flipping: log of the mean softmax of each image and its mirror image, [N, classes].
+def predict_mirrored(model: nn.Module, images: Tensor, precision: str = "bfloat16") -> tuple[Tensor, Tensor]:
+    """Logits of images as `predict` gives them, and with test-time augmentation by flipping, both [N, classes].
 
-    Log-probabilities serve as logits: their softmax is that mean.
+    The second are the log of the mean softmax of each image and its mirror image. Log-probabilities serve as logits:
+    their softmax is that mean.
     """
-    sides = [predict(model, side, Augment("none"), precision).log_softmax(1) for side in (images, images.flip(3))]
-    return torch.logaddexp(*sides) - math.log(2)
+    logits, flipped = (predict(model, side, Augment("none"), precision) for side in (images, images.flip(3)))
+    return logits, torch.logaddexp(logits.log_softmax(1), flipped.log_softmax(1)) - math.log(2)
 
 
 def share(correct: int, count: int) -> Accuracy:
@@ -145,18 +146,8 @@ def load_model(run: runs.Run, last: bool = False) -> nn.Module:
     return model.to(pick_device(), memory_format=torch.channels_last).eval()
 
 
-def report(logits: Tensor, mirrored: Tensor, labels: Tensor, classes: Sequence[str] = CLASSES) -> dict[str, Any]:
-    """What a record says of a test set: `metrics` of the logits, those of `predict_mirrored`, and the confusion."""
-    return {
-        **metrics(logits, labels),
-        "mirrored": metrics(mirrored, labels),
-        "classes": list(classes),
-        "confusion": confusion(logits, labels, len(classes)),
-    }
-
-
 def summary(found: dict[str, Any]) -> pd.DataFrame:
-    """A report's numbers as text: a row a metric, a column without and one with the mirror image."""
+    """The numbers of `report` as text: a row a metric, a column without and one with the mirror image."""
     columns = {"as they are": found, "mean softmax with the mirror image": found["mirrored"]}
     return pd.DataFrame({name: {
         "accuracy": str(Accuracy(part["accuracy"], part["low"], part["high"], part["count"])),
@@ -165,10 +156,20 @@ def summary(found: dict[str, Any]) -> pd.DataFrame:
     } for name, part in columns.items()})  # fmt: skip
 
 
+def report(model: nn.Module, test: ImageSet, precision: str) -> tuple[dict[str, Any], Tensor]:
+    """What a record says of a network on a test set, and the network's logits float32 [N, classes].
+
+    The record says `metrics` of the logits; `mirrored`, those of `predict_mirrored`; the classes; the confusion.
+    """
+    logits, mirrored = predict_mirrored(model, test.images, precision)
+    found = {**metrics(logits, test.labels), "mirrored": metrics(mirrored, test.labels),
+             "classes": list(test.classes), "confusion": confusion(logits, test.labels, len(test.classes))}  # fmt: skip
+    return found, logits
+
+
 def test_metrics(model: nn.Module, test: ImageSet, precision: str) -> dict[str, Any]:
-    """The report of a network on a test set."""
-    logits = predict(model, test.images, Augment("none"), precision)
-    return report(logits, predict_mirrored(model, test.images, precision), test.labels, test.classes)
+    """What a record says of a network on a test set, see `report`."""
+    return report(model, test, precision)[0]
 
 
 def own_test(run: runs.Run, stand_in: bool = False) -> ImageSet:
