@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -30,8 +31,9 @@ def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False)
     """
     plots.start(run.record["data"])
     test = evaluate.own_test(run, stand_in)
-    record = {**run.record, "test": _labelled(run, test, folder)}
-    recorded = run.path.is_dir()
+    entries, logits = evaluate.tested(run, test)
+    _labelled(run, test, entries["test"], logits, folder)
+    record, recorded = {**run.record, **entries}, run.path.is_dir()
     run = runs.write_record(run.path, record) if recorded else runs.Run(run.path, record)
     count = min(corruptions, len(test.labels))
     if count and recorded:
@@ -54,11 +56,12 @@ def shifted(run: runs.Run, path: Path, folder: Path, stand_in: bool = False) -> 
     if labels is None:
         _unlabelled(run, images, ids, folder, stand_in)
     else:
-        _labelled(run, ImageSet(images, labels, CLASSES, path.name), folder)
+        test = ImageSet(images, labels, CLASSES, path.name)
+        found, logits = evaluate.report(evaluate.load_model(run), test, run.record["recipe"]["precision"])
+        _labelled(run, test, found, logits, folder)
 
 
-def _labelled(run: runs.Run, test: ImageSet, folder: Path) -> dict:
-    found, logits = evaluate.report(evaluate.load_model(run), test, run.record["recipe"]["precision"])
+def _labelled(run: runs.Run, test: ImageSet, found: dict[str, Any], logits: Tensor, folder: Path) -> None:
     by_class = evaluate.per_class(found["confusion"], test.classes)
     by_class["accuracy"] = [str(evaluate.Accuracy(*row[1:])) for row in by_class.itertuples(index=False)]
     counts = pd.DataFrame(found["confusion"], test.classes, [name[:6] for name in test.classes])
@@ -69,7 +72,6 @@ def _labelled(run: runs.Run, test: ImageSet, folder: Path) -> dict:
     points = {run.label: (bins.confidence, bins.accuracy)}
     _save(plots.confusion(found["confusion"], test.classes), folder / "confusion.png")
     _save(plots.diagonal(points, "Reliability", "confidence, %", "accuracy, %"), folder / "reliability.png")
-    return found
 
 
 def _table(run: runs.Run, sets: Iterable[tuple[str, int, Tensor, Tensor]]) -> pd.DataFrame:

@@ -183,19 +183,28 @@ def own_test(run: runs.Run, stand_in: bool = False) -> ImageSet:
     return test
 
 
-def test_run(path: str | Path, stand_in: bool = False) -> runs.Run:
-    """Evaluate a finished run on the test set and add the result to its record.
+def tested(run: runs.Run, test: ImageSet) -> tuple[dict[str, Any], Tensor]:
+    """What the record of a run says of its test set, and the logits float32 [N, classes] of the best epoch's weights.
 
-    The run must be finished: its epoch was chosen on the validation split before a test label is read here. The weights
-    of the last epoch are tested beside it, where they are.
+    It says `test` of these weights and, where the weights of the last epoch are kept, `test_last` of those.
+    """
+    precision = run.record["recipe"]["precision"]
+    found, logits = report(load_model(run), test, precision)
+    entries = {"test": found}
+    if (run.path / runs.LAST).exists():
+        last = predict(load_model(run, last=True), test.images, Augment("none"), precision)
+        entries["test_last"] = metrics(last, test.labels)
+    return entries, logits
+
+
+def test_run(path: str | Path, stand_in: bool = False) -> runs.Run:
+    """Evaluate a finished run on the test set and add the result to its record, see `tested`.
+
+    The run must be finished: its epoch was chosen on the validation split before a test label is read here.
     """
     run = runs.read(path)
-    test, precision = own_test(run, stand_in), run.record["recipe"]["precision"]
-    found = {"test": test_metrics(load_model(run), test, precision)}
-    if (run.path / runs.LAST).exists():
-        logits = predict(load_model(run, last=True), test.images, Augment("none"), precision)
-        found["test_last"] = metrics(logits, test.labels)
-    return runs.write_record(run.path, {**run.record, **found})
+    entries, _ = tested(run, own_test(run, stand_in))
+    return runs.write_record(run.path, {**run.record, **entries})
 
 
 # --------------------------------------------------------------------------------- beyond the clean test accuracy

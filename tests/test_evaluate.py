@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 
-from helpers import data, distort, evaluate, runs, runtime
+from helpers import assess, data, distort, evaluate, runs, runtime
 from helpers.augment import Augment
 from helpers.runtime import CourseError, generator
 
@@ -371,6 +371,14 @@ def test_a_tested_run_gets_the_test_metrics(run, without_cifar10):
     assert found["mirrored"]["accuracy"] == evaluate.accuracy(mirrored, test.labels).value
     last = evaluate.predict(evaluate.load_model(run, last=True), test.images, Augment("none"), "float32").cpu()
     assert tested.record["test_last"] == pytest.approx(evaluate.metrics(last, test.labels))
+
+
+def test_the_command_evaluate_tests_what_the_command_train_tests(run, tmp_path, without_cifar10, monkeypatch):
+    monkeypatch.setattr(data, "draw_stand_in", lambda count, seed=0, draw=data.draw_stand_in: draw(200, seed))
+    shutil.copytree(run.path, tmp_path / "again")
+    assessed = assess.clean(run, 0, tmp_path / "out", stand_in=True)
+    assert assessed.record == evaluate.test_run(tmp_path / "again", stand_in=True).record
+    assert runs.read(run.path).record == assessed.record and {"test", "test_last"} <= set(assessed.record)
 
 
 def test_the_last_weights_are_those_the_training_ended_with(run, stand_in):
