@@ -204,7 +204,7 @@ def test_run(path: str | Path, stand_in: bool = False) -> runs.Run:
     """
     run = runs.read(path)
     entries, _ = tested(run, own_test(run, stand_in))
-    return runs.write_record(run.path, {**run.record, **entries})
+    return runs.add_to_record(run.path, entries)
 
 
 # --------------------------------------------------------------------------------- beyond the clean test accuracy
@@ -313,7 +313,7 @@ def shifted_metrics(
     runs.write_table(run.path / "shift.csv", table)
     runs.write_table(run.path / "reliability.csv", pd.concat(bins))
     if len(table) > 1:
-        runs.write_record(run.path, {**run.record, "corrupted": corrupted(table)})
+        runs.add_to_record(run.path, {"corrupted": corrupted(table)})
     return pd.read_csv(run.path / "shift.csv")
 
 

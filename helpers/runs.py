@@ -123,6 +123,11 @@ def write_record(path: Path, record: dict[str, Any]) -> Run:
     return Run(path, record)
 
 
+def add_to_record(path: Path, entries: dict[str, Any]) -> Run:
+    """Set entries of a run's record as it is now, since others may have added to it while these were measured."""
+    return write_record(path, {**read(path).record, **entries})
+
+
 def read(path: str | Path) -> Run:
     """One run by its folder, or by a .safetensors file that carries its record or lies beside its run.json.
 

@@ -373,12 +373,35 @@ def test_a_tested_run_gets_the_test_metrics(run, without_cifar10):
     assert tested.record["test_last"] == pytest.approx(evaluate.metrics(last, test.labels))
 
 
-def test_the_command_evaluate_tests_what_the_command_train_tests(run, tmp_path, without_cifar10, monkeypatch):
-    monkeypatch.setattr(data, "draw_stand_in", lambda count, seed=0, draw=data.draw_stand_in: draw(200, seed))
+@pytest.fixture
+def few(without_cifar10, monkeypatch):
+    """The stand-in set, a tenth of it."""
+    monkeypatch.setattr(data, "draw_stand_in", lambda count, seed=0, draw=data.draw_stand_in: draw(count // 10, seed))
+
+
+def test_the_command_evaluate_tests_what_the_command_train_tests(run, tmp_path, few):
     shutil.copytree(run.path, tmp_path / "again")
     assessed = assess.clean(run, 0, tmp_path / "out", stand_in=True)
     assert assessed.record == evaluate.test_run(tmp_path / "again", stand_in=True).record
     assert runs.read(run.path).record == assessed.record and {"test", "test_last"} <= set(assessed.record)
+
+
+@pytest.mark.parametrize("measure", [
+    lambda path, out: evaluate.test_run(path, stand_in=True),
+    lambda path, out: evaluate.shifted_metrics(path, (1,), 10, stand_in=True),
+    lambda path, out: assess.clean(runs.read(path), 0, out, stand_in=True),
+], ids=["test_run", "shifted_metrics", "evaluate"])  # fmt: skip
+def test_what_others_record_meanwhile_stays(run, tmp_path, few, monkeypatch, measure):
+    def meanwhile(*arguments, **options):
+        record = runs.read(run.path).record
+        runs.write_record(run.path, {**record, "found meanwhile": 1})
+        return load_model(*arguments, **options)
+
+    load_model = evaluate.load_model
+    monkeypatch.setattr(evaluate, "load_model", meanwhile)
+    measure(run.path, tmp_path / "out")
+    record = runs.read(run.path).record
+    assert record["found meanwhile"] == 1 and {"test", "corrupted"} & set(record)
 
 
 def test_the_last_weights_are_those_the_training_ended_with(run, stand_in):
