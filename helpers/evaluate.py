@@ -95,10 +95,24 @@ def confusion(logits: Tensor, labels: Tensor, classes: int = 10) -> list[list[in
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error in [0, 1]: |confidence - accuracy| over equal bins (Guo et al. 2017, eq. 3)."""
+    table = reliability(logits, labels, bins)
+    return float((table["count"] * (table.confidence - table.accuracy).abs()).sum() / len(labels))
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataFrame:
+    """What calibration_error sums: a row a bin of confidence that holds images, with columns low, high (the bin's
+    edges), count, confidence (mean) and accuracy, all but the count in [0, 1].
+    """
     confidence, predicted = logits.softmax(1).max(1)
-    gap = (predicted == labels.to(predicted.device)).double() - confidence.double()
     which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, which.cpu(), gap.cpu()).abs().sum() / len(labels))
+    table = pd.DataFrame({
+        "bin": which.cpu().numpy(), "count": 1, "confidence": confidence.double().cpu().numpy(),
+        "accuracy": (predicted == labels.to(predicted.device)).double().cpu().numpy(),
+    })  # fmt: skip
+    table = table.groupby("bin").agg({"count": "size", "confidence": "mean", "accuracy": "mean"}).reset_index()
+    table.insert(0, "high", (table["bin"] + 1) / bins)
+    table.insert(0, "low", table.pop("bin") / bins)
+    return table
 
 
 def metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -208,22 +222,6 @@ def test_run(path: str | Path, stand_in: bool = False) -> runs.Run:
 
 
 # --------------------------------------------------------------------------------- beyond the clean test accuracy
-
-
-def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataFrame:
-    """What calibration_error sums: a row a bin of confidence that holds images, with columns low, high (the bin's
-    edges), count, confidence (mean) and accuracy, all but the count in [0, 1].
-    """
-    confidence, predicted = logits.softmax(1).max(1)
-    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    table = pd.DataFrame({
-        "bin": which.cpu().numpy(), "count": 1, "confidence": confidence.double().cpu().numpy(),
-        "accuracy": (predicted == labels.to(predicted.device)).double().cpu().numpy(),
-    })  # fmt: skip
-    table = table.groupby("bin").agg({"count": "size", "confidence": "mean", "accuracy": "mean"}).reset_index()
-    table.insert(0, "high", (table["bin"] + 1) / bins)
-    table.insert(0, "low", table.pop("bin") / bins)
-    return table
 
 
 def distorted(

@@ -644,12 +644,15 @@ def test_correct_on_test_is_kept_and_agrees_with_the_record(tested):
     assert np.array_equal(evaluate.correct_on_test(tested, stand_in=True), right)
 
 
-def test_reliability_sums_to_the_calibration_error():
+def test_reliability_is_a_row_for_each_bin_that_holds_images():
     logits, labels = torch.randn(500, 10, generator=generator(1)) * 3, torch.arange(500) % 10
     table = evaluate.reliability(logits, labels)
-    gap = (table["count"] / 500 * (table.accuracy - table.confidence).abs()).sum()
-    assert gap == pytest.approx(evaluate.calibration_error(logits, labels))
-    assert ((table.low < table.confidence) & (table.confidence <= table.high + 1e-6)).all()
+    confidence, right = logits.softmax(1).amax(1).numpy(), (logits.argmax(1) == labels).numpy()
+    assert table["count"].sum() == 500 and np.allclose(table.high - table.low, 1 / 15)
+    for low, high, count, mean, accuracy in table.itertuples(index=False):
+        inside = (low < confidence) & (confidence <= high)
+        expected = inside.sum(), confidence[inside].mean(), right[inside].mean()
+        assert (count, mean, accuracy) == pytest.approx(expected)
 
 
 def test_what_cannot_be_measured_is_refused(tested, finished_tiny):
