@@ -108,8 +108,8 @@ def sweep(
     base: Annotated[str, typer.Option(help="The recipe that a sweep varies: quick, reduced, laptop, paper.")] = "quick",
     seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1, max=1_000)] = 3,
     root: Annotated[Path | None, typer.Option(help="Default: out/runs; data/runs records them.")] = None,
-    corruptions: Annotated[int, typer.Option(help="Also test each run on N distorted test images.",
-                                             min=0, max=10_000)] = 0,
+    corruptions: Annotated[int, typer.Option(help="Also test each run on N distorted test images, again where it was "
+                                                  "on fewer.", min=0, max=10_000)] = 0,
     ray: Annotated[str, typer.Option(help="Address of the Ray cluster that does the work; auto finds it.")] = "",
     gpus_per_run: Annotated[float, typer.Option(help="With --ray: the share of a GPU for a run.", min=0.01, max=1)] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and for how long.")] = False,

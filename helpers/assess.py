@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -35,14 +34,13 @@ def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False)
     _labelled(run, test, entries["test"], logits, folder)
     recorded = run.path.is_dir()
     run = runs.add_to_record(run.path, entries) if recorded else runs.Run(run.path, {**run.record, **entries})
-    count = min(corruptions, len(test.labels))
-    if count and recorded:
-        table = evaluate.shifted_metrics(run.path, distort.SEVERITIES, count, stand_in)
+    if corruptions and recorded:
+        table = evaluate.shifted_metrics(run.path, distort.SEVERITIES, corruptions, stand_in)
         _corrupted(run, table[table.kind != "clean"].reset_index(drop=True), folder)
         estimate.trials(run, training_data(Recipe.from_dict(run.record["recipe"]), stand_in).val)
         evaluate.correct_on_test(run.path, stand_in)
-    elif count:
-        _corrupted(run, _table(run, evaluate.distorted(test.take(torch.arange(count)))), folder)
+    elif corruptions:
+        _corrupted(run, _table(run, evaluate.distorted(test.first(corruptions))), folder)
     return runs.read(run.path) if recorded else run
 
 

@@ -138,8 +138,7 @@ def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
     if path.exists():
         return pd.read_csv(path)
     models = [load_model(sibling) for sibling in siblings(run)]
-    val = val.take(torch.arange(min(count, len(val.labels))))
-    table = try_on_distortions(models, val, run.record["recipe"]["precision"])
+    table = try_on_distortions(models, val.first(count), run.record["recipe"]["precision"])
     if run.path.is_dir():
         runs.write_table(path, table)
     return table

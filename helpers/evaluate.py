@@ -294,18 +294,19 @@ def shifted_metrics(
 ) -> pd.DataFrame:
     """A finished run on distorted test images: a row a kind and severity, after one row for the same images untouched.
 
-    Columns: those of corruption_table, kind "clean" first. The first `count` test images, in every row the same. Writes
-    the table to shift.csv beside run.json, the reliability of the clean and of all distorted images to reliability.csv,
-    and the mean over the scored kinds into the record, as `corrupted`. Nothing is chosen by these numbers.
+    Columns: those of corruption_table, kind "clean" first. The first `count` test images, or all if there are fewer, in
+    every row the same. Writes the table to shift.csv beside run.json, the reliability of the clean and of all distorted
+    images to reliability.csv, and the mean over the scored kinds into the record, as `corrupted`. Nothing is chosen by
+    these numbers.
     """
+    if count < 1:
+        raise CourseError(f"count={count} is out of range: expected at least one test image.")
     run = runs.read(run_dir)
-    test = own_test(run, stand_in)
-    if not 1 <= count <= len(test.labels):
-        raise CourseError(f"count={count} is out of range: expected 1 to {len(test.labels):,} test images.")
-    model, precision, test = load_model(run), run.record["recipe"]["precision"], test.take(torch.arange(count))
+    test = own_test(run, stand_in).first(count)
+    model, precision = load_model(run), run.record["recipe"]["precision"]
     sets = itertools.chain([("clean", 0, test.images, test.labels)], distorted(test, severities))
     table, logits, labels = corruption_table(model, precision, sets)
-    parts = {"clean": slice(0, count), "distorted": slice(count, None)}
+    parts = {"clean": slice(0, len(test.labels)), "distorted": slice(len(test.labels), None)}
     bins = [reliability(logits[part], labels[part]).assign(images=name) for name, part in parts.items()
             if len(labels[part])]  # fmt: skip
     runs.write_table(run.path / "shift.csv", table)

@@ -637,6 +637,15 @@ def test_shifted_metrics_count_the_same_images_clean_and_distorted(tested):
     assert first == [(tested / f"{name}.csv").read_bytes() for name in ("shift", "reliability")]
 
 
+def test_of_more_images_than_there_are_all_are_counted(tested, monkeypatch):
+    few = draw_stand_in(40, seed=6)
+    monkeypatch.setattr(evaluate, "load_set", lambda split, stand_in: few)
+    table = evaluate.shifted_metrics(tested, (5,), count=10_000, stand_in=True)
+    assert set(table["count"]) == {40} and runs.read(tested).record["corrupted"]["count"] == 40
+    bins = pd.read_csv(tested / "reliability.csv").groupby("images")["count"].sum()
+    assert bins.to_dict() == {"clean": 40, "distorted": 40 * len(KINDS)}
+
+
 def test_correct_on_test_is_kept_and_agrees_with_the_record(tested):
     right = evaluate.correct_on_test(tested, stand_in=True)
     assert right.dtype == bool and right.mean() == pytest.approx(runs.read(tested).record["test"]["accuracy"])

@@ -20,7 +20,7 @@ import torch
 from conftest import TINY
 from typer.testing import CliRunner
 
-from helpers import checkpoint, data, evaluate, recipe, runs, sweep, train
+from helpers import checkpoint, data, distort, evaluate, recipe, runs, sweep, train
 from helpers.__main__ import app
 from helpers.runtime import CourseError, git_commit
 from helpers.sweep import cluster, jobs
@@ -105,7 +105,24 @@ def test_distorted_images_are_asked_for_and_made_once(reference, tmp_path):
     table = tmp_path / "tiny" / "0" / "shift.csv"
     before = table.stat().st_mtime_ns
     assert set(runs.pd.read_csv(table)["count"]) == {10}
-    assert swept(tmp_path, [TINY], [0], corruptions=10) == {} and table.stat().st_mtime_ns == before
+    for as_many_or_fewer in (10, 5):
+        assert swept(tmp_path, [TINY], [0], corruptions=as_many_or_fewer) == {}
+        assert table.stat().st_mtime_ns == before
+
+
+def test_on_more_distorted_images_a_run_is_tested_again_and_on_all_there_are_once(
+    reference, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(distort, "KINDS", ("contrast",))
+    path = shutil.copytree(reference / "tiny" / "0", tmp_path / "tiny" / "0")
+    for asked, counted in ((10, 10), (20, 20), (10_000, 200)):
+        assert swept(tmp_path, [TINY], [0], corruptions=asked) == {}
+        assert set(runs.pd.read_csv(path / "shift.csv")["count"]) == {counted}
+        assert runs.read(path).record["corrupted"]["count"] == counted
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  (")[0] for line in lines if "again" in line] == [
+        f"tiny/0: to distort again, {before} images so far" for before in (10, 20)]  # fmt: skip
+    assert [job.state for job in sweep.plan([TINY], [0], tmp_path, True, corruptions=10_000)] == ["finished"]
 
 
 def test_failures_are_told_at_the_end_and_stop_nothing(reference, tmp_path, monkeypatch, capsys):

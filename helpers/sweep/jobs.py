@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,7 +19,7 @@ from helpers import checkpoint, data, evaluate, runs, train
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, device_name, percent, pick_device, shown
 
-FINISHED = "finished"
+FINISHED, AGAIN = "finished", "to distort again"
 QUIET = 300.0  # seconds after which a line is due off a terminal, even if no run has ended
 
 # Two recipes that agree in these take the same time for an image; anything else costs next to nothing.
@@ -63,12 +64,19 @@ def _look(recipe: Recipe, path: Path, source: str, corruptions: int) -> Job:
     except CourseError:  # what is wrong is said where the run is asked to go on
         return Job(recipe, path, "refused: damaged, or another run", 0)
     if trained:
-        lacks = ["to test"] * ("test" not in held)
-        lacks += ["to distort"] * (corruptions > 0 and not (path / "shift.csv").exists())
-        return Job(recipe, path, ", ".join(lacks) or FINISHED, 0, trained=True)
+        lacks = ["to test" * ("test" not in held), _to_distort(path, held, corruptions)]
+        return Job(recipe, path, ", ".join(filter(None, lacks)) or FINISHED, 0, trained=True)
     taken = len(held["history"]) * steps + held["done"] if held else 0
     state = f"to resume in epoch {len(held['history']) + 1}" if held else "to train"
     return Job(recipe, path, state, (recipe.epochs * steps - taken) * recipe.batch_size)
+
+
+def _to_distort(path: Path, record: dict[str, Any], corruptions: int) -> str:
+    """In words, that a run is not yet tested on that many distorted images, or on all there are; "" if it is."""
+    before = record.get("corrupted", {}).get("count", 0) if (path / "shift.csv").exists() else 0
+    if before >= min(corruptions, record.get("test", {}).get("count", corruptions)):
+        return ""
+    return f"{AGAIN}, {before:,} images so far" if before else "to distort"
 
 
 def complete(jobs: Sequence[Job], images: Callable[[Recipe], data.TrainingData], stand_in: bool, corruptions: int,
@@ -80,9 +88,10 @@ def complete(jobs: Sequence[Job], images: Callable[[Recipe], data.TrainingData],
         recipes, paths = [job.recipe for job in jobs], [job.path for job in jobs]
         train.fit_many(recipes, images(recipes[0]), paths, on_epoch=on_epoch)
     for job in jobs:
-        if "test" not in runs.read(job.path).record:
-            evaluate.test_run(job.path, stand_in)
-        if corruptions and not (job.path / "shift.csv").exists():
+        run = runs.read(job.path)
+        if "test" not in run.record:
+            run = evaluate.test_run(job.path, stand_in)
+        if _to_distort(job.path, run.record, corruptions):
             evaluate.shifted_metrics(job.path, count=corruptions, stand_in=stand_in)
 
 
