@@ -264,13 +264,24 @@ def test_without_a_recorded_run_a_forecast_measures(tmp_path, monkeypatch):
 
 def test_the_measurement_takes_steps_of_this_recipe(monkeypatch):
     taken, step = [], train.Trainer.step
-    monkeypatch.setattr(train.Trainer, "step", lambda self, index, rate: (taken.append(len(index)),
-                                                                         step(self, index, rate))[1])  # fmt: skip
+    monkeypatch.setattr(train.Trainer, "step", lambda self, index, rate, side: (
+        taken.append(len(index)), step(self, index, rate, side))[1])  # fmt: skip
     start = time.perf_counter()
     rate = jobs.measure(TINY, seconds=0.3)
     most = len(taken) * TINY.batch_size / 0.3
     assert set(taken) == {TINY.batch_size} and len(taken) > 1
     assert TINY.batch_size / (time.perf_counter() - start) < rate < most
+
+
+def test_the_measurement_takes_steps_of_every_resolution_of_a_recipe(monkeypatch):
+    """By a clock on which a step takes as many seconds as its images have pixels a side."""
+    clock = [0.0]
+    monkeypatch.setattr(jobs.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(train.Trainer, "step", lambda self, index, rate, side: clock.__setitem__(0, clock[0] + side))
+    monkeypatch.setattr(jobs, "float", lambda loss: loss, raising=False)
+    made = TINY.but(resolutions=(8, 16), epochs=4)  # 5 steps an epoch, and two thirds of 2.5 for validation
+    assert jobs.measure(made, seconds=200.0) == pytest.approx(200 / (5 * (8 + 16) / 2 + 2 / 3 * 2.5 * 32))
+    assert jobs.measure(TINY, seconds=200.0) == pytest.approx(200 / (5 * 32 + 2 / 3 * 2.5 * 32))
 
 
 @pytest.mark.parametrize(("arguments", "rows"), [
