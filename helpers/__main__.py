@@ -108,8 +108,8 @@ def sweep(
     base: Annotated[str, typer.Option(help="The recipe that a sweep varies: quick, reduced, laptop, paper.")] = "quick",
     seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1, max=1_000)] = 3,
     root: Annotated[Path | None, typer.Option(help="Default: out/runs; data/runs records them.")] = None,
-    corruptions: Annotated[int, typer.Option(help="Also test each run on N distorted test images.",
-                                             min=0, max=10_000)] = 0,
+    corruptions: Annotated[int, typer.Option(help="Also test each run on N distorted test images, again where it was "
+                                                  "on fewer.", min=0, max=10_000)] = 0,
     ray: Annotated[str, typer.Option(help="Address of the Ray cluster that does the work; auto finds it.")] = "",
     gpus_per_run: Annotated[float, typer.Option(help="With --ray: the share of a GPU for a run.", min=0.01, max=1)] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and for how long.")] = False,
@@ -254,8 +254,10 @@ def notebooks(only: Only = None) -> None:
 
     data.fetch()
     notebook_room.refresh(only=only)
-    entries = notebook_room.choose(only)
-    _report_problems([problem for entry in entries for problem in notebook_room.check(entry.path)])
+    problems = [problem for entry in notebook_room.choose(only) for problem in notebook_room.check(entry.path)]
+    if problems:
+        print(*problems, sep="\n")
+        raise CourseError(f"The notebooks have {len(problems)} problem(s) of format: mend what is listed above.")
 
 
 @app.command()
@@ -330,10 +332,9 @@ def _images_are_there(profile: str) -> bool:
 
 def _accuracies(table) -> dict[str, str]:
     """recipe/seed -> test accuracy with its interval."""
-    names = [f"{row.recipe}/{row.seed}, {row.epochs} epochs" for row in table.itertuples()]
-    texts = [f"{percent(row.test_accuracy)} of {row.test_count:,} test images [{percent(row.test_low)}, "
-             f"{percent(row.test_high)}]" for row in table.itertuples()]  # fmt: skip
-    return dict(zip(names, texts, strict=True))
+    return {f"{row.recipe}/{row.seed}, {row.epochs} epochs":
+            f"{percent(row.test_accuracy)} of {row.test_count:,} test images [{percent(row.test_low)}, "
+            f"{percent(row.test_high)}]" for row in table.itertuples()}  # fmt: skip
 
 
 def _fields(changes: list[str] | None) -> dict[str, object]:
@@ -358,13 +359,6 @@ def _tell(run) -> None:
     tested = f"test {percent(test['accuracy'])} [{percent(test['low'])}, {percent(test['high'])}]"
     rate = f"{record['images_per_second']:,.0f} images/s"
     print(f"{run.label} on {record['data']}: {validation}, {tested}, {rate}, in {shown(run.path)}")
-
-
-def _report_problems(problems: list[str]) -> None:
-    for problem in problems:
-        print(problem)
-    if problems:
-        raise CourseError(f"The notebooks have {len(problems)} problem(s) of format: mend what is listed above.")
 
 
 def _stop(*_: object) -> None:

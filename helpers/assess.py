@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from helpers import distort, estimate, evaluate, plots, runs
-from helpers.augment import Augment
 from helpers.data import CLASSES, ImageSet, load_shifted
 from helpers.recipe import Recipe
 from helpers.runtime import percent, shown
@@ -31,17 +30,17 @@ def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False)
     """
     plots.start(run.record["data"])
     test = evaluate.own_test(run, stand_in)
-    record = {**run.record, "test": _labelled(run, test, folder)}
+    entries, logits = evaluate.tested(run, test)
+    _labelled(run, test, entries["test"], logits, folder)
     recorded = run.path.is_dir()
-    run = runs.write_record(run.path, record) if recorded else runs.Run(run.path, record)
-    count = min(corruptions, len(test.labels))
-    if count and recorded:
-        table = evaluate.shifted_metrics(run.path, distort.SEVERITIES, count, stand_in)
+    run = runs.add_to_record(run.path, entries) if recorded else runs.Run(run.path, {**run.record, **entries})
+    if corruptions and recorded:
+        table = evaluate.shifted_metrics(run.path, distort.SEVERITIES, corruptions, stand_in)
         _corrupted(run, table[table.kind != "clean"].reset_index(drop=True), folder)
         estimate.trials(run, training_data(Recipe.from_dict(run.record["recipe"]), stand_in).val)
         evaluate.correct_on_test(run.path, stand_in)
-    elif count:
-        _corrupted(run, _table(run, evaluate.distorted(test.take(torch.arange(count)))), folder)
+    elif corruptions:
+        _corrupted(run, _table(run, evaluate.distorted(test.first(corruptions))), folder)
     return runs.read(run.path) if recorded else run
 
 
@@ -55,13 +54,12 @@ def shifted(run: runs.Run, path: Path, folder: Path, stand_in: bool = False) -> 
     if labels is None:
         _unlabelled(run, images, ids, folder, stand_in)
     else:
-        _labelled(run, ImageSet(images, labels, CLASSES, path.name), folder)
+        test = ImageSet(images, labels, CLASSES, path.name)
+        found, logits = evaluate.report(evaluate.load_model(run), test, run.record["recipe"]["precision"])
+        _labelled(run, test, found, logits, folder)
 
 
-def _labelled(run: runs.Run, test: ImageSet, folder: Path) -> dict:
-    model, precision = evaluate.load_model(run), run.record["recipe"]["precision"]
-    logits = evaluate.predict(model, test.images, Augment("none"), precision)
-    found = evaluate.report(logits, evaluate.predict_mirrored(model, test.images, precision), test.labels, test.classes)
+def _labelled(run: runs.Run, test: ImageSet, found: dict[str, Any], logits: Tensor, folder: Path) -> None:
     by_class = evaluate.per_class(found["confusion"], test.classes)
     by_class["accuracy"] = [str(evaluate.Accuracy(*row[1:])) for row in by_class.itertuples(index=False)]
     counts = pd.DataFrame(found["confusion"], test.classes, [name[:6] for name in test.classes])
@@ -72,7 +70,6 @@ def _labelled(run: runs.Run, test: ImageSet, folder: Path) -> dict:
     points = {run.label: (bins.confidence, bins.accuracy)}
     _save(plots.confusion(found["confusion"], test.classes), folder / "confusion.png")
     _save(plots.diagonal(points, "Reliability", "confidence, %", "accuracy, %"), folder / "reliability.png")
-    return found
 
 
 def _table(run: runs.Run, sets: Iterable[tuple[str, int, Tensor, Tensor]]) -> pd.DataFrame:

@@ -42,6 +42,10 @@ class ImageSet(NamedTuple):
     def take(self, indices: Tensor) -> ImageSet:
         return self._replace(images=self.images[indices], labels=self.labels[indices])
 
+    def first(self, count: int) -> ImageSet:
+        """The first `count` images, all of them where there are not as many."""
+        return self._replace(images=self.images[:count], labels=self.labels[:count])
+
     def to(self, device: torch.device) -> ImageSet:
         return self._replace(images=self.images.to(device), labels=self.labels.to(device))
 
@@ -56,6 +60,9 @@ class TrainingData:
     @property
     def source(self) -> str:
         return self.train.source
+
+    def to(self, device: torch.device) -> TrainingData:
+        return TrainingData(self.train.to(device), self.val.to(device))
 
 
 # ---------------------------------------------------------------------------------------------- CIFAR-10 on disk

@@ -18,6 +18,7 @@ from helpers import distort, runs
 from helpers.augment import Augment
 from helpers.data import ImageSet
 from helpers.evaluate import load_model, predict
+from helpers.recipe import Recipe
 
 FILE = "estimates.csv"
 
@@ -97,11 +98,11 @@ def predictions(val_logits: Tensor, val_labels: Tensor, logits: Tensor) -> dict[
 def siblings(run: runs.Run) -> list[runs.Run]:
     """The run and, after it, the runs beside it that differ in nothing but the seed and have weights."""
 
-    def recipe(of: runs.Run) -> dict:
-        return {**of.record["recipe"], "seed": None, "data": of.record["data"]}
+    def kind(of: runs.Run) -> tuple[Recipe, str]:  # as a recipe, in which a field younger than the run has its default
+        return Recipe.from_dict(of.record["recipe"]).but(seed=0), of.record["data"]
 
     others = [runs.read(path.parent) for path in sorted(run.path.parent.glob("*/run.json")) if path.parent != run.path]
-    return [run, *(other for other in others if other.weights.exists() and recipe(other) == recipe(run))]
+    return [run, *(other for other in others if other.weights.exists() and kind(other) == kind(run))]
 
 
 def stack(models: Sequence[nn.Module], images: Tensor, precision: str) -> Tensor:
@@ -137,8 +138,7 @@ def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
     if path.exists():
         return pd.read_csv(path)
     models = [load_model(sibling) for sibling in siblings(run)]
-    val = val.take(torch.arange(min(count, len(val.labels))))
-    table = try_on_distortions(models, val, run.record["recipe"]["precision"])
+    table = try_on_distortions(models, val.first(count), run.record["recipe"]["precision"])
     if run.path.is_dir():
         runs.write_table(path, table)
     return table

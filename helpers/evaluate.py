@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from helpers import distort, runs
 from helpers.augment import Augment
-from helpers.data import CLASSES, ImageSet, load_set, load_shifted
+from helpers.data import ImageSet, load_set, load_shifted
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, has_bfloat16, percent, pick_device, replacing, shown
 
@@ -66,13 +66,14 @@ def predict(
     return torch.cat(logits)
 
 
-def predict_mirrored(model: nn.Module, images: Tensor, precision: str = "bfloat16") -> Tensor:
-    """Test-time augmentation by flipping: log of the mean softmax of each image and its mirror image, [N, classes].
+def predict_mirrored(model: nn.Module, images: Tensor, precision: str = "bfloat16") -> tuple[Tensor, Tensor]:
+    """Logits of images as `predict` gives them, and with test-time augmentation by flipping, both [N, classes].
 
-    Log-probabilities serve as logits: their softmax is that mean.
+    The second are the log of the mean softmax of each image and its mirror image. Log-probabilities serve as logits:
+    their softmax is that mean.
     """
-    sides = [predict(model, side, Augment("none"), precision).log_softmax(1) for side in (images, images.flip(3))]
-    return torch.logaddexp(*sides) - math.log(2)
+    logits, flipped = (predict(model, side, Augment("none"), precision) for side in (images, images.flip(3)))
+    return logits, torch.logaddexp(logits.log_softmax(1), flipped.log_softmax(1)) - math.log(2)
 
 
 def share(correct: int, count: int) -> Accuracy:
@@ -94,10 +95,24 @@ def confusion(logits: Tensor, labels: Tensor, classes: int = 10) -> list[list[in
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error in [0, 1]: |confidence - accuracy| over equal bins (Guo et al. 2017, eq. 3)."""
+    table = reliability(logits, labels, bins)
+    return float((table["count"] * (table.confidence - table.accuracy).abs()).sum() / len(labels))
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataFrame:
+    """What calibration_error sums: a row a bin of confidence that holds images, with columns low, high (the bin's
+    edges), count, confidence (mean) and accuracy, all but the count in [0, 1].
+    """
     confidence, predicted = logits.softmax(1).max(1)
-    gap = (predicted == labels.to(predicted.device)).double() - confidence.double()
     which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, which.cpu(), gap.cpu()).abs().sum() / len(labels))
+    table = pd.DataFrame({
+        "bin": which.cpu().numpy(), "count": 1, "confidence": confidence.double().cpu().numpy(),
+        "accuracy": (predicted == labels.to(predicted.device)).double().cpu().numpy(),
+    })  # fmt: skip
+    table = table.groupby("bin").agg({"count": "size", "confidence": "mean", "accuracy": "mean"}).reset_index()
+    table.insert(0, "high", (table["bin"] + 1) / bins)
+    table.insert(0, "low", table.pop("bin") / bins)
+    return table
 
 
 def metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -145,18 +160,8 @@ def load_model(run: runs.Run, last: bool = False) -> nn.Module:
     return model.to(pick_device(), memory_format=torch.channels_last).eval()
 
 
-def report(logits: Tensor, mirrored: Tensor, labels: Tensor, classes: Sequence[str] = CLASSES) -> dict[str, Any]:
-    """What a record says of a test set: `metrics` of the logits, those of `predict_mirrored`, and the confusion."""
-    return {
-        **metrics(logits, labels),
-        "mirrored": metrics(mirrored, labels),
-        "classes": list(classes),
-        "confusion": confusion(logits, labels, len(classes)),
-    }
-
-
 def summary(found: dict[str, Any]) -> pd.DataFrame:
-    """A report's numbers as text: a row a metric, a column without and one with the mirror image."""
+    """The numbers of `report` as text: a row a metric, a column without and one with the mirror image."""
     columns = {"as they are": found, "mean softmax with the mirror image": found["mirrored"]}
     return pd.DataFrame({name: {
         "accuracy": str(Accuracy(part["accuracy"], part["low"], part["high"], part["count"])),
@@ -165,10 +170,20 @@ def summary(found: dict[str, Any]) -> pd.DataFrame:
     } for name, part in columns.items()})  # fmt: skip
 
 
+def report(model: nn.Module, test: ImageSet, precision: str) -> tuple[dict[str, Any], Tensor]:
+    """What a record says of a network on a test set, and the network's logits float32 [N, classes].
+
+    The record says `metrics` of the logits; `mirrored`, those of `predict_mirrored`; the classes; the confusion.
+    """
+    logits, mirrored = predict_mirrored(model, test.images, precision)
+    found = {**metrics(logits, test.labels), "mirrored": metrics(mirrored, test.labels),
+             "classes": list(test.classes), "confusion": confusion(logits, test.labels, len(test.classes))}  # fmt: skip
+    return found, logits
+
+
 def test_metrics(model: nn.Module, test: ImageSet, precision: str) -> dict[str, Any]:
-    """The report of a network on a test set."""
-    logits = predict(model, test.images, Augment("none"), precision)
-    return report(logits, predict_mirrored(model, test.images, precision), test.labels, test.classes)
+    """What a record says of a network on a test set, see `report`."""
+    return report(model, test, precision)[0]
 
 
 def own_test(run: runs.Run, stand_in: bool = False) -> ImageSet:
@@ -182,38 +197,31 @@ def own_test(run: runs.Run, stand_in: bool = False) -> ImageSet:
     return test
 
 
-def test_run(path: str | Path, stand_in: bool = False) -> runs.Run:
-    """Evaluate a finished run on the test set and add the result to its record.
+def tested(run: runs.Run, test: ImageSet) -> tuple[dict[str, Any], Tensor]:
+    """What the record of a run says of its test set, and the logits float32 [N, classes] of the best epoch's weights.
 
-    The run must be finished: its epoch was chosen on the validation split before a test label is read here. The weights
-    of the last epoch are tested beside it, where they are.
+    It says `test` of these weights and, where the weights of the last epoch are kept, `test_last` of those.
+    """
+    precision = run.record["recipe"]["precision"]
+    found, logits = report(load_model(run), test, precision)
+    entries = {"test": found}
+    if (run.path / runs.LAST).exists():
+        last = predict(load_model(run, last=True), test.images, Augment("none"), precision)
+        entries["test_last"] = metrics(last, test.labels)
+    return entries, logits
+
+
+def test_run(path: str | Path, stand_in: bool = False) -> runs.Run:
+    """Evaluate a finished run on the test set and add the result to its record, see `tested`.
+
+    The run must be finished: its epoch was chosen on the validation split before a test label is read here.
     """
     run = runs.read(path)
-    test, precision = own_test(run, stand_in), run.record["recipe"]["precision"]
-    found = {"test": test_metrics(load_model(run), test, precision)}
-    if (run.path / runs.LAST).exists():
-        logits = predict(load_model(run, last=True), test.images, Augment("none"), precision)
-        found["test_last"] = metrics(logits, test.labels)
-    return runs.write_record(run.path, {**run.record, **found})
+    entries, _ = tested(run, own_test(run, stand_in))
+    return runs.add_to_record(run.path, entries)
 
 
 # --------------------------------------------------------------------------------- beyond the clean test accuracy
-
-
-def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataFrame:
-    """What calibration_error sums: a row a bin of confidence that holds images, with columns low, high (the bin's
-    edges), count, confidence (mean) and accuracy, all but the count in [0, 1].
-    """
-    confidence, predicted = logits.softmax(1).max(1)
-    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    table = pd.DataFrame({
-        "bin": which.cpu().numpy(), "count": 1, "confidence": confidence.double().cpu().numpy(),
-        "accuracy": (predicted == labels.to(predicted.device)).double().cpu().numpy(),
-    })  # fmt: skip
-    table = table.groupby("bin").agg({"count": "size", "confidence": "mean", "accuracy": "mean"}).reset_index()
-    table.insert(0, "high", (table["bin"] + 1) / bins)
-    table.insert(0, "low", table.pop("bin") / bins)
-    return table
 
 
 def distorted(
@@ -286,24 +294,25 @@ def shifted_metrics(
 ) -> pd.DataFrame:
     """A finished run on distorted test images: a row a kind and severity, after one row for the same images untouched.
 
-    Columns: those of corruption_table, kind "clean" first. The first `count` test images, in every row the same. Writes
-    the table to shift.csv beside run.json, the reliability of the clean and of all distorted images to reliability.csv,
-    and the mean over the scored kinds into the record, as `corrupted`. Nothing is chosen by these numbers.
+    Columns: those of corruption_table, kind "clean" first. The first `count` test images, or all if there are fewer, in
+    every row the same. Writes the table to shift.csv beside run.json, the reliability of the clean and of all distorted
+    images to reliability.csv, and the mean over the scored kinds into the record, as `corrupted`. Nothing is chosen by
+    these numbers.
     """
+    if count < 1:
+        raise CourseError(f"count={count} is out of range: expected at least one test image.")
     run = runs.read(run_dir)
-    test = own_test(run, stand_in)
-    if not 1 <= count <= len(test.labels):
-        raise CourseError(f"count={count} is out of range: expected 1 to {len(test.labels):,} test images.")
-    model, precision, test = load_model(run), run.record["recipe"]["precision"], test.take(torch.arange(count))
+    test = own_test(run, stand_in).first(count)
+    model, precision = load_model(run), run.record["recipe"]["precision"]
     sets = itertools.chain([("clean", 0, test.images, test.labels)], distorted(test, severities))
     table, logits, labels = corruption_table(model, precision, sets)
-    parts = {"clean": slice(0, count), "distorted": slice(count, None)}
+    parts = {"clean": slice(0, len(test.labels)), "distorted": slice(len(test.labels), None)}
     bins = [reliability(logits[part], labels[part]).assign(images=name) for name, part in parts.items()
             if len(labels[part])]  # fmt: skip
     runs.write_table(run.path / "shift.csv", table)
     runs.write_table(run.path / "reliability.csv", pd.concat(bins))
     if len(table) > 1:
-        runs.write_record(run.path, {**run.record, "corrupted": corrupted(table)})
+        runs.add_to_record(run.path, {"corrupted": corrupted(table)})
     return pd.read_csv(run.path / "shift.csv")
 
 

@@ -26,8 +26,7 @@ from helpers.recipe import Recipe, get
 from helpers.runtime import CourseError, percent, replacing, shown, staging
 
 WEIGHTS = {"best": runs.WEIGHTS, "last": runs.LAST}
-RECORDS = ("run.json", "history.csv", "shift.csv", "reliability.csv", estimate.FILE, "test_correct.txt")
-LIMITS = {**dict.fromkeys(RECORDS, 2**20), **dict.fromkeys(WEIGHTS.values(), 2**26)}  # bytes of a file
+LIMITS = {**dict.fromkeys(runs.RECORDS, 2**20), **dict.fromkeys(WEIGHTS.values(), 2**26)}  # bytes of a file
 LARGEST, MOST = 2**31, 4_000  # bytes unpacked, and files, of one archive
 HAIR = 0.002  # of accuracy: what half precision and another device's rounding may cost
 
@@ -96,7 +95,7 @@ def _content(run: runs.Run, weights: str) -> dict[str, bytes]:
         raise CourseError(f"{shown(run.path)} is one file of weights: export the folder of a run.")
     if "test" not in run.record:
         raise CourseError(f"{shown(run.path)} has not been tested: run `python -m helpers evaluate` on it first.")
-    found = {name: (run.path / name).read_bytes() for name in RECORDS if (run.path / name).exists()}
+    found = {name: (run.path / name).read_bytes() for name in runs.RECORDS if (run.path / name).exists()}
     if weights != "none":
         halves = halved(evaluate.load_model(run, last=weights == "last"))
         if not all(torch.isfinite(value).all() for value in halves.values()):
@@ -208,7 +207,7 @@ def _extract(path: Path, into: Path) -> list[str]:
 
 def check(folder: Path, label: str, recorded: bool, stand_in: bool) -> list[str]:
     """Raise CourseError if anything about an unpacked run is not as `pack` writes it; else what to say about it."""
-    for name in RECORDS[:2]:
+    for name in runs.RECORDS[:2]:
         if not (folder / name).exists():
             raise CourseError(f"it has no {name}")
     json.loads((folder / "run.json").read_text(), parse_constant=_no_number)
@@ -346,7 +345,7 @@ def _compare(new: Path, here: Path, replace: bool) -> str:
     if not old:
         return "new"
     same_run = "run.json" in old and old["run.json"].read_bytes() == (new / "run.json").read_bytes()
-    differs = [path.name for path in sorted(new.iterdir()) if path.name in old and path.name in RECORDS
+    differs = [path.name for path in sorted(new.iterdir()) if path.name in old and path.name in runs.RECORDS
                and path.read_bytes() != old[path.name].read_bytes()]  # fmt: skip
     if not replace and (differs or not same_run):
         what = f"another {', '.join(differs)}" if differs else "an unfinished run"
@@ -354,7 +353,7 @@ def _compare(new: Path, here: Path, replace: bool) -> str:
     if not same_run:
         return "replaced"
     for name, path in old.items():
-        if name not in RECORDS or not (new / name).exists():  # weights here may be in full precision
+        if name not in runs.RECORDS or not (new / name).exists():  # weights here may be in full precision
             shutil.copy2(path, new / name)
     if added := {path.name for path in new.iterdir()} - set(old):
         return f"here already, with {', '.join(sorted(added))} added"

@@ -20,6 +20,8 @@ from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 RECORDED = ROOT / "data" / "runs"
 PUBLISHED = ROOT / "data" / "weights" / "beyond.safetensors"  # the one file of weights that the repository holds
 WEIGHTS, LAST = "best.safetensors", "last.safetensors"  # beside run.json: weights of the best and of the last epoch
+# What is recorded of a run; all but the first two come with its tests and hold for the weights that were tested.
+RECORDS = ("run.json", "history.csv", "shift.csv", "reliability.csv", "estimates.csv", "test_correct.txt")
 
 DEFINITIONS = {
     "train_accuracy": "share of augmented training images classified right while training, in the last epoch; under "
@@ -119,6 +121,11 @@ def write_record(path: Path, record: dict[str, Any]) -> Run:
     with replacing(path / "run.json") as temporary:
         temporary.write_text(json.dumps({**record, "definitions": DEFINITIONS}, indent=1, sort_keys=True) + "\n")
     return Run(path, record)
+
+
+def add_to_record(path: Path, entries: dict[str, Any]) -> Run:
+    """Set entries of a run's record as it is now, since others may have added to it while these were measured."""
+    return write_record(path, {**read(path).record, **entries})
 
 
 def read(path: str | Path) -> Run:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ class Trainer:
             )
         self.recipe, self.device, self.steps = recipe, device, steps_per_epoch(recipe)
         self.teachers = [teacher.to(device) for teacher in teachers]
-        self.train, self.val = (part.to(device) for part in (data.train, data.val))
+        data = data.to(device)
+        self.train, self.val = data.train, data.val
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             model = recipe.network()
@@ -269,7 +271,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ a whole run
 
     def on_its_stream(self) -> AbstractContextManager:
-        """The context that queues this run's work beside that of other runs; on a CPU it does nothing."""
+        """The context that queues this run's work beside that of other runs; on a CPU it does nothing.
+
+        What reads the state belongs in it too: outside, a copy does not wait for the steps that are still queued.
+        """
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
     @property
@@ -319,7 +324,8 @@ class Trainer:
 
     def check_finite(self, kept: str) -> None:
         """Raise CourseError with the step and its learning rate if a loss was not finite; makes the host wait."""
-        bad = int(self.bad)
+        with self.on_its_stream():
+            bad = int(self.bad)
         if bad >= 0:
             raise CourseError(
                 f"The loss stopped being finite at step {bad} (epoch {bad // self.steps + 1}, learning rate "
@@ -396,8 +402,9 @@ def fit_many(
     """
     device = device or pick_device()
     with stop_requests() as stop, ExitStack() as folders:
-        sessions = [_Session(recipe, data, Path(path), resume, device, checkpoint_seconds, folders, on_epoch)
-                    for recipe, path in zip(recipes, run_dirs, strict=True)]  # fmt: skip
+        on_device = cache(lambda: data.to(device))  # once for all, and only if one of them is left to train
+        sessions = [_Session(recipe, data.source, on_device, Path(path), resume, device, checkpoint_seconds, folders,
+                             on_epoch) for recipe, path in zip(recipes, run_dirs, strict=True)]  # fmt: skip
         together = [sessions] if device.type == "cuda" else [[session] for session in sessions]
         for group in together:
             _train(group, stop)
@@ -407,31 +414,32 @@ def fit_many(
 class _Session:
     """One run and its folder: checkpoints in time, the lines it prints, the record at the end."""
 
-    def __init__(self, recipe: Recipe, data: TrainingData, path: Path, resume: bool, device: torch.device,
-                 checkpoint_seconds: float, folders: ExitStack, on_epoch: OnEpoch | None):  # fmt: skip
-        runs.refuse_stand_in(path, data.source)
+    def __init__(self, recipe: Recipe, source: str, data: Callable[[], TrainingData], path: Path, resume: bool,
+                 device: torch.device, checkpoint_seconds: float, folders: ExitStack,
+                 on_epoch: OnEpoch | None):  # fmt: skip
+        runs.refuse_stand_in(path, source)
         folders.enter_context(checkpoint.hold(path))
         self.path, self.every, self.count = path, checkpoint_seconds, 0
         self.label = f"{recipe.name}/{recipe.seed}"
         self.run, self.trainer, self.side_by_side = None, None, 1
         git_commit()  # the code that begins now
         if not resume:
-            for name in ("run.json", "history.csv", runs.WEIGHTS, runs.LAST, *checkpoint.SLOTS):  # the record first
+            for name in (*runs.RECORDS, runs.WEIGHTS, runs.LAST, *checkpoint.SLOTS):  # the record first
                 (path / name).unlink(missing_ok=True)
         if (path / "run.json").exists():
             self.run = runs.read(path)
-            _refuse_another(self.run.record["recipe"], self.run.record["data"], recipe, data.source, path)
+            _refuse_another(self.run.record["recipe"], self.run.record["data"], recipe, source, path)
             return
         state, problems = checkpoint.read(path)
         if state:
-            _refuse_another(state["recipe"], state["data"], recipe, data.source, path)
-        self.teachers = _teachers(recipe, path.parent.parent, data.source)
+            _refuse_another(state["recipe"], state["data"], recipe, source, path)
+        self.teachers = _teachers(recipe, path.parent.parent, source)
         begun = state.get("teachers", []) if state else []
         if state and begun != [teacher.label for teacher in self.teachers]:
             raise CourseError(f"{shown(path)} was begun under the teachers {', '.join(begun)}, and there are others by "
                               "now: start afresh with resume=False (--fresh).")  # fmt: skip
         with _memory_advice(recipe, device):
-            self.trainer = Trainer(recipe, data, device, [load_model(teacher) for teacher in self.teachers])
+            self.trainer = Trainer(recipe, data(), device, [load_model(teacher) for teacher in self.teachers])
         if state:
             self.trainer.restore(state)
             self.count = state["count"]
@@ -439,17 +447,17 @@ class _Session:
             print(f"{problem}: going on from the checkpoint before it")
         self.steps = self.trainer.go()
         self.on_epoch = on_epoch or self.show
-        self.bar = tqdm(total=recipe.epochs * self.trainer.steps, unit="step", desc=self.label,
-                        disable=on_epoch is not None or not sys.stderr.isatty(),
-                        initial=len(self.trainer.history) * self.trainer.steps + self.trainer.done)  # fmt: skip
+        self.quiet = on_epoch is not None or not sys.stderr.isatty()
 
     @property
     def working(self) -> bool:
         return self.trainer is not None and not self.trainer.finished
 
     def start(self, side_by_side: int) -> None:
-        """The clock runs from here, beside that of the other runs which share the device."""
-        self.side_by_side, self.saved = side_by_side, time.perf_counter()
+        """The clock and the bar run from here, beside those of the other runs which share the device."""
+        trainer, self.side_by_side, self.saved = self.trainer, side_by_side, time.perf_counter()
+        self.bar = tqdm(total=trainer.recipe.epochs * trainer.steps, unit="step", desc=self.label, disable=self.quiet,
+                        initial=len(trainer.history) * trainer.steps + trainer.done)  # fmt: skip
 
     def advance(self) -> None:
         """One step; a line when it closed an epoch; a checkpoint when one is due."""
@@ -483,7 +491,8 @@ class _Session:
         self.count += 1
         self.tick()
         names = [teacher.label for teacher in self.teachers]
-        checkpoint.write(self.path, {**self.trainer.state(), "teachers": names}, self.count)
+        with self.trainer.on_its_stream():
+            checkpoint.write(self.path, {**self.trainer.state(), "teachers": names}, self.count)
         if self.trainer.history:
             runs.write_history(self.path, self.trainer.history)
 
@@ -499,7 +508,7 @@ class _Session:
             trainer, recipe = self.trainer, self.trainer.recipe
             best, last = best_row(trainer.history), trainer.history[-1]
             for name, weights in ((runs.WEIGHTS, trainer.best), (runs.LAST, trainer.evaluated.state_dict())):
-                with replacing(self.path / name) as temporary:
+                with replacing(self.path / name) as temporary, trainer.on_its_stream():
                     temporary.write_bytes(save({key: value.contiguous() for key, value in weights.items()}))
             runs.write_history(self.path, trainer.history)
             names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_augmented_accuracy")
@@ -531,19 +540,24 @@ def _teachers(recipe: Recipe, store: Path, source: str) -> list[runs.Run]:
 
 def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
     """A step of each in turn until all are done; on a request to stop, a checkpoint of each, then Interrupted."""
+    unrecorded = [session for session in sessions if session.run is None]
+    for session in unrecorded:
+        session.start(len(unrecorded))
     for session in sessions:
-        session.start(len(sessions))
+        if not session.working:
+            session.finish()
     while working := [session for session in sessions if session.working]:
         for session in working:
             session.advance()
+            if not session.working:  # at once: its seconds do not include those of runs that go on
+                session.finish()
         if stop:
             for session in working:
-                session.save()
+                if session.working:
+                    session.save()
             at = ", ".join(f"{session.label} after epoch {len(session.trainer.history)}" for session in working)
             raise Interrupted(f"Stopped by {signal.Signals(stop['signum']).name} ({at}): everything is kept; call the "
                               "same again to go on.", stop["signum"])  # fmt: skip
-    for session in sessions:
-        session.finish()
 
 
 @contextmanager

@@ -637,6 +637,15 @@ def test_shifted_metrics_count_the_same_images_clean_and_distorted(tested):
     assert first == [(tested / f"{name}.csv").read_bytes() for name in ("shift", "reliability")]
 
 
+def test_of_more_images_than_there_are_all_are_counted(tested, monkeypatch):
+    few = draw_stand_in(40, seed=6)
+    monkeypatch.setattr(evaluate, "load_set", lambda split, stand_in: few)
+    table = evaluate.shifted_metrics(tested, (5,), count=10_000, stand_in=True)
+    assert set(table["count"]) == {40} and runs.read(tested).record["corrupted"]["count"] == 40
+    bins = pd.read_csv(tested / "reliability.csv").groupby("images")["count"].sum()
+    assert bins.to_dict() == {"clean": 40, "distorted": 40 * len(KINDS)}
+
+
 def test_correct_on_test_is_kept_and_agrees_with_the_record(tested):
     right = evaluate.correct_on_test(tested, stand_in=True)
     assert right.dtype == bool and right.mean() == pytest.approx(runs.read(tested).record["test"]["accuracy"])
@@ -644,12 +653,15 @@ def test_correct_on_test_is_kept_and_agrees_with_the_record(tested):
     assert np.array_equal(evaluate.correct_on_test(tested, stand_in=True), right)
 
 
-def test_reliability_sums_to_the_calibration_error():
+def test_reliability_is_a_row_for_each_bin_that_holds_images():
     logits, labels = torch.randn(500, 10, generator=generator(1)) * 3, torch.arange(500) % 10
     table = evaluate.reliability(logits, labels)
-    gap = (table["count"] / 500 * (table.accuracy - table.confidence).abs()).sum()
-    assert gap == pytest.approx(evaluate.calibration_error(logits, labels))
-    assert ((table.low < table.confidence) & (table.confidence <= table.high + 1e-6)).all()
+    confidence, right = logits.softmax(1).amax(1).numpy(), (logits.argmax(1) == labels).numpy()
+    assert table["count"].sum() == 500 and np.allclose(table.high - table.low, 1 / 15)
+    for low, high, count, mean, accuracy in table.itertuples(index=False):
+        inside = (low < confidence) & (confidence <= high)
+        expected = inside.sum(), confidence[inside].mean(), right[inside].mean()
+        assert (count, mean, accuracy) == pytest.approx(expected)
 
 
 def test_what_cannot_be_measured_is_refused(tested, finished_tiny):

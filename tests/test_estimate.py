@@ -152,6 +152,14 @@ def test_siblings_differ_in_the_seed_alone_and_have_weights(seeds):
     assert names == [["0", "1"], ["1", "0"], ["2"]]
 
 
+def test_a_seed_from_before_a_field_existed_is_a_sibling(seeds):
+    record = runs.read(seeds / "1").record
+    del record["recipe"]["compiled"]
+    runs.write_record(seeds / "1", record)
+    names = [[sibling.path.name for sibling in estimate.siblings(runs.read(seeds / seed))] for seed in ("0", "1")]
+    assert names == [["0", "1"], ["1", "0"]]
+
+
 def test_trials_are_fitted_and_tried_on_validation_images_and_kept(seeds, stand_in, monkeypatch):
     monkeypatch.setattr(distort, "KINDS", ("contrast", "pixelate"))
     run, val = runs.read(seeds / "0"), stand_in.val

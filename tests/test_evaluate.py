@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 
-from helpers import data, distort, evaluate, runs, runtime
+from helpers import assess, data, distort, evaluate, runs, runtime
 from helpers.augment import Augment
 from helpers.runtime import CourseError, generator
 
@@ -189,12 +189,23 @@ def test_augmented_predictions_come_from_the_generator(tiny, stand_in):
 
 def test_mirrored_predictions_are_the_mean_of_two_softmaxes(tiny, stand_in):
     model, images = tiny.network(), stand_in.val.images
-    ours = evaluate.predict_mirrored(model, images, "float32")
+    logits, ours = evaluate.predict_mirrored(model, images, "float32")
+    assert torch.equal(logits, evaluate.predict(model, images, Augment("none"), "float32"))
     sides = (evaluate.predict(model, side, Augment("none"), "float32").softmax(1) for side in (images, images.flip(3)))
     mean = sum(side.double() for side in sides) / 2
     assert torch.allclose(ours.softmax(1).double(), mean, atol=1e-6)
     assert torch.allclose(ours.exp().sum(1), torch.ones(len(images)), atol=1e-5)
-    assert torch.allclose(evaluate.predict_mirrored(model, images.flip(3), "float32"), ours, atol=1e-5)
+    assert torch.allclose(evaluate.predict_mirrored(model, images.flip(3), "float32")[1], ours, atol=1e-5)
+
+
+def test_a_test_set_passes_the_network_twice(tiny, stand_in):
+    """Once as it is and once mirrored: both kinds of answer come from these passes."""
+    model, seen = tiny.network().eval(), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    found, logits = evaluate.report(model, stand_in.val, "float32")
+    assert seen == [100, 100]
+    assert found == evaluate.test_metrics(model, stand_in.val, "float32")
+    assert found["accuracy"] == evaluate.accuracy(logits, stand_in.val.labels).value
 
 
 # ------------------------------------------------------------------------------------------------ corruptions
@@ -356,10 +367,41 @@ def test_a_tested_run_gets_the_test_metrics(run, without_cifar10):
         plain_calibration_error(logits.double().numpy(), test.labels.numpy(), 15), abs=1e-5
     )
     assert found["classes"] == list(data.STAND_IN_CLASSES)
-    mirrored = evaluate.predict_mirrored(evaluate.load_model(run), test.images, "float32").cpu()
+    mirrored = evaluate.predict_mirrored(evaluate.load_model(run), test.images, "float32")[1].cpu()
     assert found["mirrored"]["accuracy"] == evaluate.accuracy(mirrored, test.labels).value
     last = evaluate.predict(evaluate.load_model(run, last=True), test.images, Augment("none"), "float32").cpu()
     assert tested.record["test_last"] == pytest.approx(evaluate.metrics(last, test.labels))
+
+
+@pytest.fixture
+def few(without_cifar10, monkeypatch):
+    """The stand-in set, a tenth of it."""
+    monkeypatch.setattr(data, "draw_stand_in", lambda count, seed=0, draw=data.draw_stand_in: draw(count // 10, seed))
+
+
+def test_the_command_evaluate_tests_what_the_command_train_tests(run, tmp_path, few):
+    shutil.copytree(run.path, tmp_path / "again")
+    assessed = assess.clean(run, 0, tmp_path / "out", stand_in=True)
+    assert assessed.record == evaluate.test_run(tmp_path / "again", stand_in=True).record
+    assert runs.read(run.path).record == assessed.record and {"test", "test_last"} <= set(assessed.record)
+
+
+@pytest.mark.parametrize("measure", [
+    lambda path, out: evaluate.test_run(path, stand_in=True),
+    lambda path, out: evaluate.shifted_metrics(path, (1,), 10, stand_in=True),
+    lambda path, out: assess.clean(runs.read(path), 0, out, stand_in=True),
+], ids=["test_run", "shifted_metrics", "evaluate"])  # fmt: skip
+def test_what_others_record_meanwhile_stays(run, tmp_path, few, monkeypatch, measure):
+    def meanwhile(*arguments, **options):
+        record = runs.read(run.path).record
+        runs.write_record(run.path, {**record, "found meanwhile": 1})
+        return load_model(*arguments, **options)
+
+    load_model = evaluate.load_model
+    monkeypatch.setattr(evaluate, "load_model", meanwhile)
+    measure(run.path, tmp_path / "out")
+    record = runs.read(run.path).record
+    assert record["found meanwhile"] == 1 and {"test", "corrupted"} & set(record)
 
 
 def test_the_last_weights_are_those_the_training_ended_with(run, stand_in):

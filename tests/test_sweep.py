@@ -20,7 +20,7 @@ import torch
 from conftest import TINY
 from typer.testing import CliRunner
 
-from helpers import checkpoint, data, evaluate, recipe, runs, sweep, train
+from helpers import checkpoint, data, distort, evaluate, recipe, runs, sweep, train
 from helpers.__main__ import app
 from helpers.runtime import CourseError, git_commit
 from helpers.sweep import cluster, jobs
@@ -105,7 +105,24 @@ def test_distorted_images_are_asked_for_and_made_once(reference, tmp_path):
     table = tmp_path / "tiny" / "0" / "shift.csv"
     before = table.stat().st_mtime_ns
     assert set(runs.pd.read_csv(table)["count"]) == {10}
-    assert swept(tmp_path, [TINY], [0], corruptions=10) == {} and table.stat().st_mtime_ns == before
+    for as_many_or_fewer in (10, 5):
+        assert swept(tmp_path, [TINY], [0], corruptions=as_many_or_fewer) == {}
+        assert table.stat().st_mtime_ns == before
+
+
+def test_on_more_distorted_images_a_run_is_tested_again_and_on_all_there_are_once(
+    reference, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(distort, "KINDS", ("contrast",))
+    path = shutil.copytree(reference / "tiny" / "0", tmp_path / "tiny" / "0")
+    for asked, counted in ((10, 10), (20, 20), (10_000, 200)):
+        assert swept(tmp_path, [TINY], [0], corruptions=asked) == {}
+        assert set(runs.pd.read_csv(path / "shift.csv")["count"]) == {counted}
+        assert runs.read(path).record["corrupted"]["count"] == counted
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  (")[0] for line in lines if "again" in line] == [
+        f"tiny/0: to distort again, {before} images so far" for before in (10, 20)]  # fmt: skip
+    assert [job.state for job in sweep.plan([TINY], [0], tmp_path, True, corruptions=10_000)] == ["finished"]
 
 
 def test_failures_are_told_at_the_end_and_stop_nothing(reference, tmp_path, monkeypatch, capsys):
@@ -247,13 +264,24 @@ def test_without_a_recorded_run_a_forecast_measures(tmp_path, monkeypatch):
 
 def test_the_measurement_takes_steps_of_this_recipe(monkeypatch):
     taken, step = [], train.Trainer.step
-    monkeypatch.setattr(train.Trainer, "step", lambda self, index, rate: (taken.append(len(index)),
-                                                                         step(self, index, rate))[1])  # fmt: skip
+    monkeypatch.setattr(train.Trainer, "step", lambda self, index, rate, side: (
+        taken.append(len(index)), step(self, index, rate, side))[1])  # fmt: skip
     start = time.perf_counter()
     rate = jobs.measure(TINY, seconds=0.3)
     most = len(taken) * TINY.batch_size / 0.3
     assert set(taken) == {TINY.batch_size} and len(taken) > 1
     assert TINY.batch_size / (time.perf_counter() - start) < rate < most
+
+
+def test_the_measurement_takes_steps_of_every_resolution_of_a_recipe(monkeypatch):
+    """By a clock on which a step takes as many seconds as its images have pixels a side."""
+    clock = [0.0]
+    monkeypatch.setattr(jobs.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(train.Trainer, "step", lambda self, index, rate, side: clock.__setitem__(0, clock[0] + side))
+    monkeypatch.setattr(jobs, "float", lambda loss: loss, raising=False)
+    made = TINY.but(resolutions=(8, 16), epochs=4)  # 5 steps an epoch, and two thirds of 2.5 for validation
+    assert jobs.measure(made, seconds=200.0) == pytest.approx(200 / (5 * (8 + 16) / 2 + 2 / 3 * 2.5 * 32))
+    assert jobs.measure(TINY, seconds=200.0) == pytest.approx(200 / (5 * 32 + 2 / 3 * 2.5 * 32))
 
 
 @pytest.mark.parametrize(("arguments", "rows"), [

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest, entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from helpers import checkpoint, data, evaluate, mixing, runs, train
+from helpers import checkpoint, data, estimate, evaluate, mixing, runs, train
 from helpers.augment import Augment
 from helpers.model import Dropout
 from helpers.recipe import RECIPES, Recipe
@@ -383,6 +383,8 @@ def test_a_finished_run_is_returned_untouched(finished_tiny, stand_in, tiny, tmp
 def test_resume_false_starts_over(finished_tiny, stand_in, tiny, tmp_path, capfd):
     path = tmp_path / "run"
     shutil.copytree(finished_tiny, path)
+    for name in ("shift.csv", "reliability.csv", estimate.FILE, "test_correct.txt"):
+        (path / name).write_text("of the weights before\n")
     short = tiny.but(epochs=2)
     run = fit(short, stand_in, path, resume=False)
     assert Recipe.from_dict(run.record["recipe"]) == short and len(run.history) == 2
@@ -417,6 +419,16 @@ def test_progress_is_a_line_an_epoch_and_nothing_on_stderr(stand_in, tiny, tmp_p
     assert err == "" and len(lines) == tiny.epochs and "\r" not in out
     for epoch, line in enumerate(lines, 1):
         assert line.startswith("tiny/0 epoch") and f" {epoch}/{tiny.epochs} " in line and "val loss" in line
+
+
+def test_on_a_terminal_there_is_a_bar_for_each_run_that_is_under_way(stand_in, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.sys.stderr, "isatty", lambda: True, raising=False)
+    open_bars, finish = [], train._Session.finish
+    monkeypatch.setattr(train._Session, "finish", lambda self: (
+        open_bars.append({bar.desc for bar in train.tqdm._instances}), finish(self)))  # fmt: skip
+    recipes = [tiny.but(epochs=1, warmup_epochs=0, seed=seed) for seed in range(2)]
+    train.fit_many(recipes, stand_in, [tmp_path / "0", tmp_path / "1"], device=CPU)
+    assert open_bars == [{"tiny/0"}, {"tiny/1"}]
 
 
 # ---------------------------------------------------------------------------------------------- interrupted runs
@@ -635,6 +647,85 @@ def test_several_runs_in_one_process_are_the_same_runs(stand_in, tiny, tmp_path)
     for recipe, run in zip(recipes, several, strict=True):
         fit(recipe, stand_in, tmp_path / "one" / str(recipe.seed))
         assert result(run.path) == result(tmp_path / "one" / str(recipe.seed))
+
+
+def test_several_runs_share_the_images(stand_in, tiny, tmp_path, monkeypatch):
+    moved = []
+
+    def to(self, device):
+        """As to a GPU: a copy of what is not there yet."""
+        if not any(self.images is images for images in moved):
+            self = self._replace(images=self.images.clone())
+            moved.append(self.images)
+        return self
+
+    monkeypatch.setattr(data.ImageSet, "to", to)
+    recipes, paths = [tiny.but(seed=seed, epochs=2) for seed in range(3)], [tmp_path / name for name in "012"]
+    train.fit_many(recipes, stand_in, paths, device=CPU)
+    assert [len(images) for images in moved] == [tiny.train_size, tiny.val_size]
+    train.fit_many(recipes, stand_in, paths, device=CPU)
+    assert len(moved) == 2, "runs that are finished need none"
+
+
+def train_together(recipes, stand_in, paths, on_epoch=lambda recipe, row: None):
+    """Runs that take turns as they do on a GPU, though their work stays on the CPU."""
+    with train.stop_requests() as stop, contextlib.ExitStack() as folders:
+        sessions = [train._Session(recipe, stand_in.source, lambda: stand_in, path, True, CPU, 3600.0, folders,
+                                   on_epoch) for recipe, path in zip(recipes, paths, strict=True)]  # fmt: skip
+        train._train(sessions, stop)
+        return [session.run for session in sessions]
+
+
+def test_a_run_that_ends_before_its_neighbours_is_recorded_at_once(stand_in, tiny, tmp_path):
+    recipes = [tiny.but(epochs=2), tiny.but(name="longer")]
+    paths, alone = ([tmp_path / where / recipe.name for recipe in recipes] for where in ("together", "alone"))
+
+    def stop_in_the_third_epoch(recipe, row):
+        if row["epoch"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(train.Interrupted, match=r"Stopped by SIGINT \(longer/0 after epoch 3\)"):
+        train_together(recipes, stand_in, paths, stop_in_the_third_epoch)
+    assert names(paths[0]) == FILES and names(paths[1]) & SLOTS
+    several = train_together(recipes, stand_in, paths)
+    for recipe, path, run in zip(recipes, alone, several, strict=True):
+        fit(recipe, stand_in, path)
+        assert result(run.path) == result(path) and names(run.path) == FILES
+    assert [run.record["side_by_side"] for run in several] == [2, 1], "what was finished before shares nothing"
+
+
+def test_what_is_kept_of_a_run_is_read_on_its_own_stream(stand_in, tiny, tmp_path, monkeypatch):
+    """Elsewhere a GPU would not wait for the steps that are still queued there."""
+    inside, read = [], []
+
+    @contextlib.contextmanager
+    def stream(self):
+        inside.append(self)
+        yield
+        inside.pop()
+
+    def watched(room, name):
+        real = getattr(room, name)
+        monkeypatch.setattr(room, name, lambda *given: (read.append((name, len(inside))), real(*given))[1])
+
+    monkeypatch.setattr(train.Trainer, "on_its_stream", stream)
+    watched(checkpoint, "write")
+    watched(train, "save")
+    fit(tiny.but(epochs=1, warmup_epochs=0), stand_in, tmp_path, checkpoint_seconds=0)
+    assert set(read) == {("write", 1), ("save", 1)}
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_asked_to_stop_in_its_last_step_a_run_is_finished_and_the_next_not_begun(stand_in, tiny, tmp_path, epoch):
+    recipes = [tiny.but(epochs=2, seed=seed) for seed in range(2)]
+
+    def stop(recipe, row):
+        if (recipe.seed, row["epoch"]) == (0, epoch):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(train.Interrupted, match=rf"\(tiny/0 after epoch {epoch}\): everything is kept"):
+        train.fit_many(recipes, stand_in, [tmp_path / "0", tmp_path / "1"], device=CPU, on_epoch=stop)
+    assert (tmp_path / "0" / "run.json").exists() == (epoch == 2) and not names(tmp_path / "1")
 
 
 # ------------------------------------------------------------------------------------- kills, in real processes

@@ -13,7 +13,7 @@ from helpers import data, runs, train
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, out_dir, pick_device
 from helpers.sweep import cluster
-from helpers.sweep.jobs import FINISHED, Job, Progress, complete, forecast, plan, sentence
+from helpers.sweep.jobs import AGAIN, FINISHED, Job, Progress, complete, forecast, plan, sentence
 
 __all__ = ["forecast", "plan", "results", "sweep"]
 
@@ -24,9 +24,10 @@ def sweep(recipes: Iterable[Recipe], seeds: Iterable[int], root: Path, stand_in:
           ray: str = "", gpus_per_run: float = 1.0) -> dict[str, str]:  # fmt: skip
     """Train every recipe with every seed into `root/<recipe>/<seed>`, and test each once it is selected.
 
-    With `corruptions`, each is also tested on that many distorted images, into shift.csv. `ray` is the address of a Ray
-    cluster ("auto" is the one of this machine) whose nodes do the work, a run on `gpus_per_run` of a GPU; without it a
-    recipe's seeds share this machine's GPU, and on a CPU run one after the other.
+    With `corruptions`, each is also tested on that many distorted images, into shift.csv; again, and a line says so, if
+    it was on fewer. `ray` is the address of a Ray cluster ("auto" is the one of this machine) whose nodes do the work,
+    a run on `gpus_per_run` of a GPU; without it a recipe's seeds share this machine's GPU, and on a CPU run one after
+    the other.
     Returns what failed: recipe/seed -> a sentence. Raises train.Interrupted if asked to stop: everything is kept, and
     the same call goes on.
     """
@@ -36,6 +37,8 @@ def sweep(recipes: Iterable[Recipe], seeds: Iterable[int], root: Path, stand_in:
         return {}
     for job in todo:
         runs.refuse_stand_in(job.path, source)
+        if AGAIN in job.state:
+            print(f"{job.label}: {job.state}")
     progress = Progress(jobs)
     try:
         if ray:

@@ -137,7 +137,7 @@ def work(recipe: Recipe, begun: bytes, stand_in: bool, corruptions: int, home_da
         job, images = Job(recipe, folder, "", 0), partial(train.training_data, stand_in=stand_in)
         complete([job], images, stand_in, corruptions, lambda recipe, row: None)
         if not before:
-            runs.write_record(folder, {**runs.read(folder).record, "commit": commit})
+            runs.add_to_record(folder, {"commit": commit})
         content = pack(folder)
         shutil.rmtree(folder)
     return content

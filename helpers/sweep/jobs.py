@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,7 +19,7 @@ from helpers import checkpoint, data, evaluate, runs, train
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, device_name, percent, pick_device, shown
 
-FINISHED = "finished"
+FINISHED, AGAIN = "finished", "to distort again"
 QUIET = 300.0  # seconds after which a line is due off a terminal, even if no run has ended
 
 # Two recipes that agree in these take the same time for an image; anything else costs next to nothing.
@@ -63,12 +64,19 @@ def _look(recipe: Recipe, path: Path, source: str, corruptions: int) -> Job:
     except CourseError:  # what is wrong is said where the run is asked to go on
         return Job(recipe, path, "refused: damaged, or another run", 0)
     if trained:
-        lacks = ["to test"] * ("test" not in held)
-        lacks += ["to distort"] * (corruptions > 0 and not (path / "shift.csv").exists())
-        return Job(recipe, path, ", ".join(lacks) or FINISHED, 0, trained=True)
+        lacks = ["to test" * ("test" not in held), _to_distort(path, held, corruptions)]
+        return Job(recipe, path, ", ".join(filter(None, lacks)) or FINISHED, 0, trained=True)
     taken = len(held["history"]) * steps + held["done"] if held else 0
     state = f"to resume in epoch {len(held['history']) + 1}" if held else "to train"
     return Job(recipe, path, state, (recipe.epochs * steps - taken) * recipe.batch_size)
+
+
+def _to_distort(path: Path, record: dict[str, Any], corruptions: int) -> str:
+    """In words, that a run is not yet tested on that many distorted images, or on all there are; "" if it is."""
+    before = record.get("corrupted", {}).get("count", 0) if (path / "shift.csv").exists() else 0
+    if before >= min(corruptions, record.get("test", {}).get("count", corruptions)):
+        return ""
+    return f"{AGAIN}, {before:,} images so far" if before else "to distort"
 
 
 def complete(jobs: Sequence[Job], images: Callable[[Recipe], data.TrainingData], stand_in: bool, corruptions: int,
@@ -80,9 +88,10 @@ def complete(jobs: Sequence[Job], images: Callable[[Recipe], data.TrainingData],
         recipes, paths = [job.recipe for job in jobs], [job.path for job in jobs]
         train.fit_many(recipes, images(recipes[0]), paths, on_epoch=on_epoch)
     for job in jobs:
-        if "test" not in runs.read(job.path).record:
-            evaluate.test_run(job.path, stand_in)
-        if corruptions and not (job.path / "shift.csv").exists():
+        run = runs.read(job.path)
+        if "test" not in run.record:
+            run = evaluate.test_run(job.path, stand_in)
+        if _to_distort(job.path, run.record, corruptions):
             evaluate.shifted_metrics(job.path, count=corruptions, stand_in=stand_in)
 
 
@@ -144,19 +153,25 @@ def _recorded(stores: Iterable[Path]) -> dict[tuple, list[float]]:
 
 
 def measure(recipe: Recipe, seconds: float = 2.0) -> float:
-    """Training images a second of a recipe on this device, as a run counts them, measured on blank images."""
+    """Training images a second of a recipe on this device, as a run counts them, measured on blank images.
+
+    A teacher's pass is left out: how many seeds will teach is not known before they are trained.
+    """
     device, size = pick_device(), max(recipe.batch_size, 10)
     blank = data.ImageSet(torch.zeros(size, 3, 32, 32, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64))
     trainer = train.Trainer(recipe.but(train_size=size), data.TrainingData(blank, blank), device)
     index = torch.arange(recipe.batch_size, device=device)
-    float(trainer.step(index, 0.0))  # compiling and capturing; float() waits for the device
-    steps, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
-        float(trainer.step(index, 0.0))
-        steps += 1
+    sides, an_image = {32, *recipe.resolutions}, {}  # side -> seconds an image
+    for side in sides:
+        float(trainer.step(index, 0.0, side))  # compiling and capturing; float() waits for the device
+        steps, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds / len(sides):
+            float(trainer.step(index, 0.0, side))
+            steps += 1
+        an_image[side] = elapsed / (steps * recipe.batch_size)
+    trained = statistics.mean(an_image[train.resolution(recipe, epoch)] for epoch in range(recipe.epochs))
     # validation passes its images forward twice an epoch, clean and augmented, and a forward pass is a third of a step
-    share = recipe.train_size / (recipe.train_size + 2 / 3 * recipe.val_size)
-    return steps * recipe.batch_size / elapsed * share
+    return recipe.train_size / (recipe.train_size * trained + 2 / 3 * recipe.val_size * an_image[32])
 
 
 def _clock(seconds: float) -> str:
