@@ -131,10 +131,11 @@ def fetch(root: str | Path | None = None) -> Path:
             Reference(temporary, train=True, download=True)
             (temporary / "cifar-10-batches-py").rename(root / "cifar-10-batches-py")
         except Exception as error:  # URLError, RuntimeError, OSError: torchvision has no one type for a failed download
-            raise CourseError(
-                f"CIFAR-10 could not be downloaded ({type(error).__name__}: {error}): check the network and "
-                f"the space for {shown(root)} and try again, or copy cifar-10-batches-py there."
-            ) from error
+            if not (root / "cifar-10-batches-py").exists():  # another process may have been quicker
+                raise CourseError(
+                    f"CIFAR-10 could not be downloaded ({type(error).__name__}: {error}): check the network and "
+                    f"the space for {shown(root)} and try again, or copy cifar-10-batches-py there."
+                ) from error
         finally:
             socket.setdefaulttimeout(patience)
     return root

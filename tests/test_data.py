@@ -125,6 +125,20 @@ def test_failed_download_leaves_nothing(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_two_downloads_at_once_both_find_the_set(monkeypatch, tmp_path):
+    from torchvision.datasets import CIFAR10
+
+    def download(self, folder, **options):
+        for each in (folder, tmp_path):  # ours, and that of a process that has just come first
+            (each / "cifar-10-batches-py").mkdir()
+            (each / "cifar-10-batches-py" / "test_batch").touch()
+
+    monkeypatch.setattr(CIFAR10, "__init__", download)
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
+    assert data.fetch() == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
+
+
 @pytest.fixture
 def server(tmp_path):
     """A web server on the loopback address, for the folder tmp_path/served."""
