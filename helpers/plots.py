@@ -161,20 +161,6 @@ def overlays(
     return images(rows, ["picture", *maps], captions, scale, title)
 
 
-def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure:
-    """Images of each class in each named part of the data, as grouped bars."""
-    figure, axis = new(height=2.8)
-    frame = pd.DataFrame(counts, index=list(classes)).rename_axis("class").reset_index()
-    long = frame.melt("class", var_name="part", value_name="images")
-    sns.barplot(long, x="class", y="images", hue="part", ax=axis, palette=PALETTE[: len(counts)])
-    for container, hatch in zip(axis.containers, ("", "//", ".."), strict=False):
-        for bar in container:
-            bar.set_hatch(hatch)
-    axis.set(xlabel="", ylabel="images")
-    axis.legend(title="", loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(counts), frameon=False)
-    return figure
-
-
 def channel_histograms(images: Tensor) -> Figure:
     """How often each of the 256 levels occurs in each channel of uint8 [N, 3, H, W]."""
     figure, axis = new(height=2.8)

@@ -67,7 +67,6 @@ BINS = pd.DataFrame({"low": [0.2, 0.8], "confidence": [0.25, 0.9], "accuracy": [
 EXAMPLES = {
     "images": lambda: plots.images([DRAWN.images[:3], DRAWN.images[3:5]], ["one", "two"], ["x", "y", "z"]),
     "overlays": lambda: plots.overlays(DRAWN.images[:3], {"a": np.zeros((3, 32, 32)), "b": np.eye(32)[None]}, "xyz"),
-    "class_counts": lambda: plots.class_counts({"train": range(10, 20), "test": range(10)}, CLASSES),
     "channel_histograms": lambda: plots.channel_histograms(DRAWN.images),
     "architecture": lambda: plots.architecture(net()),
     "excitations": lambda: plots.excitations(GATES, DRAWN.labels, CLASSES, "title"),
@@ -371,13 +370,6 @@ def test_shares_are_bars_in_per_cent_with_the_truth_beside_them():
     (crosses,) = [line for line in axis.lines if line.get_marker() == "x"]
     np.testing.assert_allclose(crosses.get_xdata(), [75, 25, 0])
     assert not plots.shares(SHARES.drop(columns="true"), "title").axes[0].get_legend()
-
-
-def test_class_counts_are_the_heights():
-    counts = {"train": list(range(10, 20)), "test": list(range(10))}
-    containers = plots.class_counts(counts, CLASSES).axes[0].containers
-    assert [[bar.get_height() for bar in bars] for bars in containers] == [counts["train"], counts["test"]]
-    assert containers[0][0].get_hatch() != containers[1][0].get_hatch()
 
 
 def test_channel_histograms_are_shares_of_the_pixels():
