@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Tensor
 
 from helpers.distort import KINDS, SEVERITIES, checked, distort
+from helpers.distort.parts import grey_of
 from helpers.runtime import CourseError
 
 MEASURES = {
@@ -48,17 +49,13 @@ def measures(images: Tensor) -> pd.DataFrame:
     return pd.DataFrame(np.concatenate(parts) if parts else np.empty((0, len(MEASURES))), columns=list(MEASURES))
 
 
-def _grey(x: Tensor) -> Tensor:
-    return (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
-
-
 def _residual(x: Tensor) -> Tensor:
     return F.conv2d(x.flatten(0, 1).unsqueeze(1), torch.tensor(_HIGH_PASS, device=x.device)[None, None])
 
 
 def _measure(images: Tensor) -> np.ndarray:
     x = images.float() / 255
-    grey, top, chroma = _grey(x), x.amax(1), x.amax(1) - x.amin(1)
+    grey, top, chroma = grey_of(x), x.amax(1), x.amax(1) - x.amin(1)
     laplacian = F.conv2d(grey, torch.tensor(_LAPLACIAN, device=x.device)[None, None])
     step = (x[..., 1:] - x[..., :-1]).abs()
     border = torch.arange(1, x.shape[3], device=x.device) % 8 == 0
@@ -135,7 +132,7 @@ def shift(reference: Tensor, other: Tensor, resamples: int = 1_000, seed: int = 
 
 def _ring_power(images: Tensor) -> Tensor:
     """Power [N, W / 2] of the grey image at 1 .. W / 2 cycles across it; white noise of variance v has v everywhere."""
-    grey = _grey(images.float() / 255).squeeze(1)
+    grey = grey_of(images.float() / 255).squeeze(1)
     window = torch.outer(*(torch.hann_window(size, device=images.device) for size in grey.shape[1:]))
     grey = (grey - grey.mean((1, 2), keepdim=True)) * window
     power = torch.fft.fft2(grey).abs() ** 2 / (window**2).sum()
