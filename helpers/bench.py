@@ -30,7 +30,7 @@ from helpers.runtime import ROOT, CourseError, device_name, git_commit, pick_dev
 from helpers.train import Trainer
 
 
-def _rate(call: Callable[[], object], images: int, seconds: float = 6.0) -> float:
+def _rate(call: Callable[[], object], images: int, seconds: float) -> float:
     """Images per second of a call, repeated for a while after one warm-up call."""
     call()
     count, start = 0, time.perf_counter()
@@ -191,11 +191,11 @@ def augment_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 3.0
 # Training: one step of the paper's whole recipe, ours and what most CIFAR-10 repositories do -------------------------
 
 
-def matmul_flops(seconds: float = 3.0) -> float:
+def matmul_flops() -> float:
     """Floating-point operations a second of a large matrix product, measured: the ceiling of a recipe in bfloat16."""
     kind = torch.bfloat16 if runtime.has_bfloat16(pick_device()) else torch.float32
     a, b = torch.randn(2, 4096, 4096).to(pick_device(), kind)
-    return _rate(lambda: a @ b, 2 * 4096**3, seconds)
+    return _rate(lambda: a @ b, 2 * 4096**3, seconds=3.0)
 
 
 def flops_per_image() -> int:

@@ -73,7 +73,7 @@ EXAMPLES = {
     "reliability": lambda: plots.reliability({"clean": {"a": [BINS, BINS.assign(accuracy=0.6)]}}, "title"),
     "curves": lambda: plots.curves({"a": [history(0), history(1)], "b": [history(2)]}, "val_loss", "title", "nats"),
     "lines": lambda: plots.lines({"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])}, "title", "x", "y"),
-    "pairs": lambda: plots.pairs(DRAWN.images[:7], DRAWN.images[7:14], [f"0.{i}" for i in range(7)], columns=3),
+    "pairs": lambda: plots.pairs(DRAWN.images[:7], DRAWN.images[7:14], [f"0.{i}" for i in range(7)]),
     "forest": lambda: plots.forest(SHIFT, "title"),
     "spectra": lambda: plots.spectra({"a": SPECTRUM, "b": SPECTRUM.assign(power=SPECTRUM.power / 2)}, "title"),
     "shares": lambda: plots.shares(SHARES, "title"),
@@ -337,7 +337,7 @@ def test_pairs_lie_side_by_side_with_their_captions():
         np.testing.assert_array_equal(shown[:, :32], DRAWN.images[i].permute(1, 2, 0).numpy())
         np.testing.assert_array_equal(shown[:, 34:], DRAWN.images[7 + i].permute(1, 2, 0).numpy())
         assert axis.get_title() == f"0.{i}"
-    assert len(axes) == 9 and not any(axis.images for axis in axes[7:])
+    assert len(axes) == 12 and not any(axis.images for axis in axes[7:])
 
 
 def segments(axis) -> np.ndarray:
