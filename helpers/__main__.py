@@ -15,6 +15,8 @@ STOPPED = b"error: stopped by Ctrl-C\n"
 
 if __name__ == "__main__":  # importing torch takes seconds, and half-imported C code may lose any exception
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, STOPPED), os._exit(130)))
+    if len(sys.argv) > 1 and "--help" not in sys.argv:  # help does without
+        import torch  # noqa: F401
 
 import typer  # noqa: E402
 

@@ -118,7 +118,7 @@ def load_cifar10(split: Split, root: str | Path | None = None) -> tuple[Tensor, 
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
 
 
-def fetch(root: str | Path | None = None) -> Path:
+def fetch() -> Path:
     """Download CIFAR-10 through torchvision unless it is there already; returns the folder that holds it.
 
     The download goes to a temporary folder on the same disk and is renamed when its MD5s are right, so a broken
@@ -126,10 +126,10 @@ def fetch(root: str | Path | None = None) -> Path:
     """
     from torchvision.datasets import CIFAR10 as Reference
 
-    root = data_root(root)
+    root = data_root()
     if (root / "cifar-10-batches-py").exists():
         for split in ("train", "test"):
-            load_cifar10(split, root)  # says which file is wrong, if one is
+            load_cifar10(split)  # says which file is wrong, if one is
         return root
     patience = socket.getdefaulttimeout()
     with staging(root, "set CIFAR10_ROOT to a folder you may write to") as temporary:
@@ -138,29 +138,30 @@ def fetch(root: str | Path | None = None) -> Path:
             Reference(temporary, train=True, download=True)
             (temporary / "cifar-10-batches-py").rename(root / "cifar-10-batches-py")
         except Exception as error:  # URLError, RuntimeError, OSError: torchvision has no one type for a failed download
-            raise CourseError(
-                f"CIFAR-10 could not be downloaded ({type(error).__name__}: {error}): check the network and "
-                f"the space for {shown(root)} and try again, or copy cifar-10-batches-py there."
-            ) from error
+            if not (root / "cifar-10-batches-py").exists():  # another process may have been quicker
+                raise CourseError(
+                    f"CIFAR-10 could not be downloaded ({type(error).__name__}: {error}): check the network and "
+                    f"the space for {shown(root)} and try again, or copy cifar-10-batches-py there."
+                ) from error
         finally:
             socket.setdefaulttimeout(patience)
     return root
 
 
-def source(stand_in: bool = False, root: str | Path | None = None) -> str:
+def source(stand_in: bool = False) -> str:
     """Where `load_set` would take images from: "CIFAR-10", or "stand-in" if it is missing and that is allowed."""
-    missing = not (data_root(root) / "cifar-10-batches-py").exists()
+    missing = not (data_root() / "cifar-10-batches-py").exists()
     return STAND_IN if stand_in and missing else CIFAR10
 
 
-def load_set(split: Split, stand_in: bool = False, root: str | Path | None = None) -> ImageSet:
+def load_set(split: Split, stand_in: bool = False) -> ImageSet:
     """CIFAR-10 where it is there; where it is not, the stand-in set if `stand_in` allows it, else CourseError.
 
     Damaged files are an error in either case: somebody who has the set wants to know that it is broken.
     """
-    if source(stand_in, root) == STAND_IN:
+    if source(stand_in) == STAND_IN:
         return draw_stand_in(12_000 if split == "train" else 2_000, seed=0 if split == "train" else 1)
-    return ImageSet(*load_cifar10(split, root))
+    return ImageSet(*load_cifar10(split))
 
 
 def split_train_val(

@@ -54,8 +54,9 @@ def pack(
     """Write tested runs into `path` (.zip): their records, and `weights` ("best", "last" or "none") in half precision.
 
     With `split_mb`, as many archives of at most that many million bytes as it takes, named `path` with -1of3, -2of3 ...
-    behind it; each holds whole runs and can be taken in by itself. Returns the archives; the same runs give the same
-    bytes. Raises CourseError for a run that is unfinished or not tested, and for one that does not fit.
+    behind it, in place of earlier parts of that name; each holds whole runs and can be taken in by itself. Returns the
+    archives; the same runs give the same bytes. Raises CourseError for a run that is unfinished or not tested, and for
+    one that does not fit.
     """
     path, limit = Path(path), LARGEST if split_mb is None else int(split_mb * 1e6)
     if weights not in (*WEIGHTS, "none"):
@@ -86,6 +87,9 @@ def pack(
     with ExitStack() as all_or_none:
         for name, part in zip(names, parts, strict=True):
             _write(all_or_none.enter_context(replacing(name)), part)
+    for old in path.parent.iterdir():  # parts of an export before this: together with these they could not be taken in
+        if re.fullmatch(re.escape(path.stem) + r"-\d+of\d+\.zip", old.name) and old not in names:
+            old.unlink()
     return names
 
 

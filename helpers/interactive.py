@@ -19,12 +19,11 @@ from helpers.runtime import CourseError
 
 
 def explore(
-    model: nn.Module, images: Tensor, labels: Tensor, kind: str = KINDS[0], interactive: bool = False,
-    classes: Sequence[str] = CLASSES, severities: Sequence[int] = (1, 3, 5), seed: int = 0,
-) -> Any:  # fmt: skip
-    """What a trained network says of uint8 images [N, 3, 32, 32] with labels [N] while they are distorted.
+    model: nn.Module, images: Tensor, labels: Tensor, kind: str = KINDS[0], interactive: bool = False
+) -> Any:
+    """What a network trained on CIFAR-10 says of uint8 images [N, 3, 32, 32] with labels [N] while they are distorted.
 
-    Without `interactive` a Figure of the first image: untouched and at each of `severities` of `kind`, the
+    Without `interactive` a Figure of the first image: untouched and at severities 1, 3 and 5 of `kind`, the
     probability of each class below. With it an ipywidgets box, shown at once: the image, kind and severity are chosen,
     and the figure, the untouched image beside the distorted one, is drawn anew. The box is of use only where a kernel
     runs, so what is committed or exported should come from the figure. Raises CourseError for no images, another
@@ -36,14 +35,14 @@ def explore(
 
     def view(image: int, kind: str, severities: Sequence[int]) -> Figure:
         clean = images[image : image + 1]
-        pictures = torch.cat([clean, *(distort(clean, kind, severity, seed) for severity in severities)])
+        pictures = torch.cat([clean, *(distort(clean, kind, severity) for severity in severities)])
         said = predict(model, pictures, Augment("none"), "float32").softmax(1).cpu()
         captions = ["as it is", *(f"severity {severity}" for severity in severities)]
-        title = f"{classes[int(labels[image])]}, {kind.replace('_', ' ')}: what the network says"
-        return plots.answers(pictures, said, classes, captions, title)
+        title = f"{CLASSES[int(labels[image])]}, {kind.replace('_', ' ')}: what the network says"
+        return plots.answers(pictures, said, CLASSES, captions, title)
 
     if not interactive:
-        return view(0, kind, severities)
+        return view(0, kind, (1, 3, 5))
 
     import ipywidgets
     from IPython.display import display
@@ -58,7 +57,7 @@ def explore(
         draw, {"auto_display": True},
         image=ipywidgets.IntSlider(0, 0, len(images) - 1, **at_rest),
         kind=ipywidgets.Dropdown(options=[(name.replace("_", " "), name) for name in KINDS], value=kind),
-        severity=ipywidgets.IntSlider(severities[0], min(SEVERITIES), max(SEVERITIES), **at_rest),
+        severity=ipywidgets.IntSlider(min(SEVERITIES), min(SEVERITIES), max(SEVERITIES), **at_rest),
     )  # fmt: skip
     display(box)
     return box

@@ -97,9 +97,10 @@ def images(
 
 
 def pairs(
-    first: Tensor, second: Tensor, captions: Sequence[str] = (), columns: int = 6, scale: float = 0.62, title: str = ""
+    first: Tensor, second: Tensor, captions: Sequence[str] = (), scale: float = 0.62, title: str = ""
 ) -> Figure:
     """Pictures two by two: first[i] beside second[i], both uint8 [N, 3, H, W], with a caption above each pair."""
+    columns = 6
     rows = -(-len(first) // columns)
     height = rows * (scale + 0.25 * bool(captions)) + 0.3 * bool(title)
     figure, axes = new(rows, columns, columns * scale * 2.2, height, squeeze=False)
@@ -161,20 +162,6 @@ def overlays(
     return images(rows, ["picture", *maps], captions, scale, title)
 
 
-def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure:
-    """Images of each class in each named part of the data, as grouped bars."""
-    figure, axis = new(height=2.8)
-    frame = pd.DataFrame(counts, index=list(classes)).rename_axis("class").reset_index()
-    long = frame.melt("class", var_name="part", value_name="images")
-    sns.barplot(long, x="class", y="images", hue="part", ax=axis, palette=PALETTE[: len(counts)])
-    for container, hatch in zip(axis.containers, ("", "//", ".."), strict=False):
-        for bar in container:
-            bar.set_hatch(hatch)
-    axis.set(xlabel="", ylabel="images")
-    axis.legend(title="", loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(counts), frameon=False)
-    return figure
-
-
 def channel_histograms(images: Tensor) -> Figure:
     """How often each of the 256 levels occurs in each channel of uint8 [N, 3, H, W]."""
     figure, axis = new(height=2.8)
@@ -224,9 +211,9 @@ def walk(model: nn.Module, size: int = 32) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def architecture(model: nn.Module, size: int = 32) -> Figure:
+def architecture(model: nn.Module) -> Figure:
     """Figure 1 of the paper, drawn from the module: every block with its output shape and parameters, skips beside."""
-    parts = walk(model, size)
+    parts = walk(model)
     groups: list[tuple[str, pd.DataFrame]] = [("stem", parts[parts.name == "stem"])]
     groups += [(f"stage {i + 1}", parts[parts.name.str.startswith(f"stages.{i}.")]) for i in range(len(model.stages))]
     groups.append(("head", parts[parts.name.isin(["pool", "dropout", "fc"])]))
@@ -509,11 +496,11 @@ def diagonal(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
     return figure
 
 
-def reliability(panels: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], title: str, least: int = 20) -> Figure:
+def reliability(panels: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], title: str) -> Figure:
     """Confidence against accuracy, a panel a set of images, a line a name through the means over its runs.
 
     panels: set -> name -> tables of helpers.evaluate.reliability, one a run, their `bin` told by `low`. The band goes
-    from the lowest to the highest run. Bins in which a run has fewer than `least` images are left out: they are noise.
+    from the lowest to the highest run. Bins in which a run has fewer than 20 images are left out: they are noise.
     """
     figure, axes = new(1, len(panels), width=8.8, height=3.8, sharex=True, sharey=True, squeeze=False)
     _head(figure, title)
@@ -523,7 +510,7 @@ def reliability(panels: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], titl
             bins = pd.concat(tables).groupby("low")
             spread = bins.agg(x=("confidence", "mean"), mean=("accuracy", "mean"), low=("accuracy", "min"),
                               high=("accuracy", "max"), fewest=("count", "min"), runs=("count", "size"))  # fmt: skip
-            spread = 100 * spread[(spread.fewest >= least) & (spread.runs == len(tables))]
+            spread = 100 * spread[(spread.fewest >= 20) & (spread.runs == len(tables))]
             axis.plot(spread.x, spread["mean"], linestyle=DASHES[i % 7], marker=MARKERS[i % 7], color=PALETTE[i % 10],
                       label=label, linewidth=1.4, markersize=4)  # fmt: skip
             axis.fill_between(spread.x, spread.low, spread.high, color=PALETTE[i % 10], alpha=0.2, linewidth=0)

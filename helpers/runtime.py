@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:  # torch takes seconds, which a page of help does not need: imported by the functions that do
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,11 +41,16 @@ def out_dir(profile: str) -> Path:
 
 def pick_device() -> torch.device:
     """The CUDA device if there is one, else the CPU."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices). Data order and augmentation use generators of their own."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -52,6 +58,8 @@ def seed_everything(seed: int) -> None:
 
 def generator(*keys: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded from several integers, so that (seed, epoch) and (seed + 1, epoch - 1) share nothing."""
+    import torch
+
     digest = hashlib.sha256(repr(keys).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -75,6 +83,8 @@ def versions_line() -> str:
 @cache
 def has_bfloat16(device: torch.device) -> bool:
     """Whether this device has bfloat16 of its own. Imitated, it takes longer than float32, on x86 with AVX2 tenfold."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # as torch asks itself
@@ -84,6 +94,8 @@ def device_name(device: torch.device) -> str:
     """What a run record says it ran on: the GPU's name, or the CPU's architecture and thread count; and whether what a
     recipe asks of it in bfloat16 was done in float32, for want of instructions.
     """
+    import torch
+
     cpu = f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return name if has_bfloat16(device) else f"{name}, no bfloat16"

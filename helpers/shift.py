@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Tensor
 
 from helpers.distort import KINDS, SEVERITIES, checked, distort
+from helpers.distort.parts import grey_of
 from helpers.runtime import CourseError
 
 MEASURES = {
@@ -48,17 +49,13 @@ def measures(images: Tensor) -> pd.DataFrame:
     return pd.DataFrame(np.concatenate(parts) if parts else np.empty((0, len(MEASURES))), columns=list(MEASURES))
 
 
-def _grey(x: Tensor) -> Tensor:
-    return (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
-
-
 def _residual(x: Tensor) -> Tensor:
     return F.conv2d(x.flatten(0, 1).unsqueeze(1), torch.tensor(_HIGH_PASS, device=x.device)[None, None])
 
 
 def _measure(images: Tensor) -> np.ndarray:
     x = images.float() / 255
-    grey, top, chroma = _grey(x), x.amax(1), x.amax(1) - x.amin(1)
+    grey, top, chroma = grey_of(x), x.amax(1), x.amax(1) - x.amin(1)
     laplacian = F.conv2d(grey, torch.tensor(_LAPLACIAN, device=x.device)[None, None])
     step = (x[..., 1:] - x[..., :-1]).abs()
     border = torch.arange(1, x.shape[3], device=x.device) % 8 == 0
@@ -81,8 +78,9 @@ def _measure(images: Tensor) -> np.ndarray:
     return torch.stack([column.float() for column in columns], 1).double().cpu().numpy()
 
 
-def _barred(x: Tensor, level: float = 8 / 255) -> Tensor:
+def _barred(x: Tensor) -> Tensor:
     """Whether rows at top and bottom have one colour each, and the first other row differs along half of its length."""
+    level = 8 / 255  # as far as one colour may differ
 
     def bar(x: Tensor) -> Tensor:
         colour = x[:, :, :1].median(3, keepdim=True).values
@@ -135,7 +133,7 @@ def shift(reference: Tensor, other: Tensor, resamples: int = 1_000, seed: int = 
 
 def _ring_power(images: Tensor) -> Tensor:
     """Power [N, W / 2] of the grey image at 1 .. W / 2 cycles across it; white noise of variance v has v everywhere."""
-    grey = _grey(images.float() / 255).squeeze(1)
+    grey = grey_of(images.float() / 255).squeeze(1)
     window = torch.outer(*(torch.hann_window(size, device=images.device) for size in grey.shape[1:]))
     grey = (grey - grey.mean((1, 2), keepdim=True)) * window
     power = torch.fft.fft2(grey).abs() ** 2 / (window**2).sum()
@@ -316,10 +314,10 @@ def learn_kinds(clean: Tensor, count: int = 1_000, seed: int = 0) -> KindFinder:
 # ---------------------------------------------------------------------------------------------------- near-duplicates
 
 
-def near_duplicates(a: Tensor, b: Tensor, furthest: float = 0.2, nearest: int = 10) -> pd.DataFrame:
+def near_duplicates(a: Tensor, b: Tensor, furthest: float = 0.2) -> pd.DataFrame:
     """Pairs of images, one of each set uint8 [N, 3, 32, 32], that show the same picture: the closest first.
 
-    Columns: index_a, index_b, distance, mirrored. The `nearest` images of `a` to each image of `b`, and to its mirror
+    Columns: index_a, index_b, distance, mirrored. The ten images of `a` nearest to each image of `b`, and to its mirror
     image, are found by the correlation of 8 x 8 thumbnails; their distance is 1 minus the highest normalised
     cross-correlation of all pixels but a margin of three, over shifts of up to four pixels, after the mean of a 9 x 9
     neighbourhood is taken away. So copies with other brightness, contrast or colour balance are near (0: the same),
@@ -332,7 +330,7 @@ def near_duplicates(a: Tensor, b: Tensor, furthest: float = 0.2, nearest: int = 
     0.2 on, silhouettes on an empty sky or sea pass for twins too. A set against itself pairs each image with itself.
     """
     _at_least(1, a, b)
-    thumbnails, count = torch.cat([_thumbnail(part) for part in a.split(2_000)]), min(nearest, len(a))
+    thumbnails, count = torch.cat([_thumbnail(part) for part in a.split(2_000)]), min(10, len(a))
     index = torch.empty(2, count, len(b), dtype=torch.long, device=b.device)
     peak = torch.empty(index.shape, device=b.device)
     for columns in torch.arange(len(b), device=b.device).split(100):

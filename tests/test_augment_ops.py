@@ -122,31 +122,6 @@ def test_quarter_turns_lose_nothing(degrees):
     assert torch.equal(ops.rotate(images, torch.full((7,), degrees)), turned)
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), size=st.sampled_from(SIZES), by=st.integers(0, 9))
-def test_crop_flip_and_erase_are_equal_too(seed, size, by):
-    """Pad and cut out, mirror, blacken: torchvision's, image by image, each with its own numbers."""
-    images, g = images_of(seed, 7, size), generator(seed, 1)
-    moved = torch.randint(-by, by + 1, (7, 2), generator=g)
-    mirrored = torch.randint(2, (7,), generator=g)
-    corner = (torch.rand(7, 2, generator=g) * torch.tensor(size)).floor()
-    box = torch.cat((corner, (torch.rand(7, 2, generator=g) * (torch.tensor(size) - corner)).floor()), dim=1).int()
-    cropped, flipped, erased = ops.crop(images, moved), ops.flip(images, mirrored), ops.erase(images, box)
-    for i, image in enumerate(images):
-        right, down = moved[i].tolist()
-        assert torch.equal(cropped[i], TF.crop(TF.pad(image, [by]), by + down, by + right, *size))
-        assert torch.equal(flipped[i], TF.horizontal_flip(image) if mirrored[i] else image)
-        assert torch.equal(erased[i], TF.erase(image, *box[i].tolist(), torch.zeros(())))
-
-
-def test_wrong_numbers_of_crop_flip_and_erase_are_refused():
-    images = images_of(10, 4, (8, 8))
-    _refused(lambda: ops.crop(images, torch.ones(4)), r"real, \[4, 2\], one per image, but got torch.float32 \[4\]")
-    _refused(lambda: ops.erase(images, torch.ones(4, 2)), r"\[4, 4\]")
-    _refused(lambda: ops.erase(images, -torch.ones(4, 4)), "must lie in")
-    _refused(lambda: ops.flip(images, torch.full((4,), 2)), r"must lie in \[0, 1\]")
-
-
 def test_brightness_is_equal_too():
     images, m = images_of(2, 70, (32, 32)), magnitudes_for("brightness", 2, 70)
     assert torch.equal(ops.brightness(images, m), reference("brightness", images, m))

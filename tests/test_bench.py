@@ -1,5 +1,7 @@
 """The measurements: what they count, and how they are kept; how fast anything is, is no test's business."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,23 @@ def test_both_loops_train_the_same_network_on_the_same_images():
         parts = make(images, labels, 8, count)
         parts["step"]()
         assert set(parts) in ({"step"}, {"step", "alone", "augment"})
+
+
+def test_without_a_compiler_the_other_loops_are_measured(monkeypatch):
+    call = dict.fromkeys(("step", "alone", "augment"), lambda: None)
+    ours = {"this course": (lambda *_: call, 1), "this course, compiled": bench.LOOPS["this course, compiled"]}
+    monkeypatch.setattr(bench, "LOOPS", ours)
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(bench, "load_cifar10", lambda split: draw_stand_in(100)[:2])
+    monkeypatch.setattr(bench, "pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(bench, "matmul_flops", lambda: 1e12)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.warns(UserWarning, match=r"^Not measured, this course, compiled: .* needs the C\+\+ compiler"):
+        table = bench.train_table((8,), seconds=0.01).set_index("loop")
+    assert list(table.index) == list(ours) and table.columns[0] == "batch"
+    assert table.loc["this course"].drop("MB").notna().all()
+    assert table.loc["this course, compiled"].drop("batch").isna().all()
 
 
 def test_the_distortions_add_up(monkeypatch):

@@ -69,20 +69,21 @@ def test_the_mean_and_std_of_cifar10_are_those_of_its_training_images():
 
 
 @needs_cifar
-def test_damaged_files_are_named(cifar_copy, tmp_path):
+def test_damaged_files_are_named(cifar_copy, monkeypatch, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(cifar_copy, root, symlinks=True)
+    monkeypatch.setenv("CIFAR10_ROOT", str(root))
     original = (root / "cifar-10-batches-py" / "test_batch").read_bytes()
     for content in (original[:-1], original[: len(original) // 2], b"", original[:-1] + b"?"):
         replace_file(root, "test_batch", content)
         with pytest.raises(CourseError, match=r"test_batch is damaged .*MD5 differs"):
-            data.load_cifar10("test", root)
+            data.load_cifar10("test")
     replace_file(root, "test_batch", None)
     with pytest.raises(CourseError, match=r"test_batch is missing"):
-        data.load_cifar10("test", root)
+        data.load_cifar10("test")
     with pytest.raises(CourseError, match="test_batch"):  # present but not whole: a download must not hide it
-        data.fetch(root)
-    assert len(data.load_cifar10("train", root)[1]) == 50_000, "the other half is whole and still loads"
+        data.fetch()
+    assert len(data.load_cifar10("train")[1]) == 50_000, "the other half is whole and still loads"
 
 
 def test_an_altered_pickle_is_never_run(tmp_path):
@@ -120,9 +121,24 @@ def test_failed_download_leaves_nothing(monkeypatch, tmp_path):
     from torchvision.datasets import CIFAR10
 
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
     with pytest.raises(CourseError, match="could not be downloaded"):
-        data.fetch(tmp_path)
+        data.fetch()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_downloads_at_once_both_find_the_set(monkeypatch, tmp_path):
+    from torchvision.datasets import CIFAR10
+
+    def download(self, folder, **options):
+        for each in (folder, tmp_path):  # ours, and that of a process that has just come first
+            (each / "cifar-10-batches-py").mkdir()
+            (each / "cifar-10-batches-py" / "test_batch").touch()
+
+    monkeypatch.setattr(CIFAR10, "__init__", download)
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
+    assert data.fetch() == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
 
 
 @pytest.fixture
@@ -150,17 +166,19 @@ def test_download_is_checked_then_renamed(monkeypatch, tmp_path, server):
         tar.add(data.data_root() / "cifar-10-batches-py", arcname="cifar-10-batches-py", filter=_writable)
     monkeypatch.setattr(CIFAR10, "url", f"{server}/cifar.tar.gz")
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    root = tmp_path / "root"
-    assert data.fetch(root) == root
+    root, expected = tmp_path / "root", data.load_cifar10("test")[0]
+    monkeypatch.setenv("CIFAR10_ROOT", str(root))
+    assert data.fetch() == root
     assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
-    assert torch.equal(data.load_cifar10("test", root)[0], data.load_cifar10("test")[0])
+    assert torch.equal(data.load_cifar10("test")[0], expected)
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/never-asked")
-    assert data.fetch(root) == root
+    assert data.fetch() == root
 
     monkeypatch.setattr(CIFAR10, "url", f"{server}/cifar.tar.gz")
     monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)  # a broken archive
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "an" / "other"))
     with pytest.raises(CourseError, match="could not be downloaded"):
-        data.fetch(tmp_path / "an" / "other")
+        data.fetch()
     assert not (tmp_path / "an").exists(), "a folder made in vain does not stay"
 
 
@@ -169,10 +187,11 @@ def _writable(info):
     return info
 
 
-def test_unwritable_folder_is_one_sentence(tmp_path):
+def test_unwritable_folder_is_one_sentence(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("a file where a folder should be; permissions do not bind root")
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "file" / "root"))
     with pytest.raises(CourseError, match=r"Cannot write to .*CIFAR10_ROOT"):
-        data.fetch(tmp_path / "file" / "root")
+        data.fetch()
 
 
 def command(*arguments, **environment):
@@ -232,13 +251,14 @@ def test_cifar_split_is_45_000_and_5_000_in_equal_shares():
 # ------------------------------------------------------------------------------------------------ the stand-in set
 
 
-def test_stand_in_only_where_allowed_and_missing(tmp_path):
-    assert data.load_set("train", stand_in=True, root=tmp_path).source == "stand-in"
+def test_stand_in_only_where_allowed_and_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
+    assert data.load_set("train", stand_in=True).source == "stand-in"
     with pytest.raises(CourseError, match="is not in"):
-        data.load_set("train", root=tmp_path)
+        data.load_set("train")
     (tmp_path / "cifar-10-batches-py").mkdir()  # half of CIFAR-10 is a fault to report, not a reason to go on without
     with pytest.raises(CourseError, match="missing"):
-        data.load_set("train", stand_in=True, root=tmp_path)
+        data.load_set("train", stand_in=True)
 
 
 def test_stand_in_is_seeded_balanced_and_learnable():

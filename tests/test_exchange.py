@@ -110,6 +110,9 @@ def test_the_same_runs_are_the_same_bytes_and_parts_hold_whole_runs(store, tmp_p
     assert {name: value for path in parts for name, value in unzipped(path).items()} == unzipped(whole)
     exchange.unpack(parts, tmp_path / "there", stand_in=True)
     assert sorted(runs.load(tmp_path / "there").seed) == [1, 2, 3]
+    (tmp_path / "c-other.zip").touch()
+    exchange.pack(tmp_path / "c.zip", folders, split_mb=1.5 * size / 1e6)
+    assert {path.name for path in tmp_path.glob("c*")} == {"c-1of3.zip", "c-2of3.zip", "c-3of3.zip", "c-other.zip"}
     with pytest.raises(CourseError, match=r"tiny/1 takes .* MB and does not fit into .* MB: .*--weights none"):
         exchange.pack(tmp_path / "d.zip", folders, split_mb=0.9 * size / 1e6)
     assert not list(tmp_path.glob("d*")) and not list(tmp_path.glob(".*"))

@@ -37,6 +37,13 @@ def test_help_names_every_public_command():
         assert re.search(rf"\b{name}\b", shown)
 
 
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("train", "--help")])
+def test_help_does_not_wait_for_torch(tmp_path, arguments):
+    for package in ("torch", "numpy"):
+        (tmp_path / f"{package}.py").write_text("raise SystemExit('imported')")
+    assert "Usage:" in command(*arguments, PYTHONPATH=str(tmp_path)).stdout
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (("train", "nope"), "no recipe 'nope': expected one of .*quick"),
     (("train",), "Give one recipe to train, as in `train paper`"),

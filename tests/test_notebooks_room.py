@@ -478,15 +478,6 @@ def test_report_is_one_page_whose_anchors_resolve(reproduced, course):
     assert "navigation" not in " ".join(ids)
 
 
-def test_report_is_rebuilt_from_what_is_there(reproduced, course, tmp_path):
-    for path in (*reproduced[0].glob("*.ipynb"), reproduced[0] / "summary.json"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert notebooks.rebuild_report(tmp_path, course) == tmp_path / "report.html"
-    assert Page(tmp_path / "report.html").text == Page(reproduced[0] / "report.html").text
-    with pytest.raises(CourseError, match=r"no summary\.json .* run"):
-        notebooks.rebuild_report(tmp_path / "nothing")
-
-
 def test_the_course_as_stored_is_one_page(course, tmp_path):
     (tmp_path / "notebooks").mkdir()
     for path in course.iterdir():
@@ -561,10 +552,3 @@ def test_reproduce_refuses_before_anything_runs(course, tmp_path):
     refused("no notebook '09'", only=["01", "09"])
     refused("cannot take steps = 'many'", extra_parameters={"steps": "many"})
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"notebooks": {}}', '{"profile": 1, "notebooks": [1]}'])
-def test_a_damaged_summary_is_one_sentence(tmp_path, text):
-    (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(CourseError, match=r"summary\.json is damaged \(\w+\): run .* again\.$"):
-        notebooks.rebuild_report(tmp_path)

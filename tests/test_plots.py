@@ -67,14 +67,13 @@ BINS = pd.DataFrame({"low": [0.2, 0.8], "confidence": [0.25, 0.9], "accuracy": [
 EXAMPLES = {
     "images": lambda: plots.images([DRAWN.images[:3], DRAWN.images[3:5]], ["one", "two"], ["x", "y", "z"]),
     "overlays": lambda: plots.overlays(DRAWN.images[:3], {"a": np.zeros((3, 32, 32)), "b": np.eye(32)[None]}, "xyz"),
-    "class_counts": lambda: plots.class_counts({"train": range(10, 20), "test": range(10)}, CLASSES),
     "channel_histograms": lambda: plots.channel_histograms(DRAWN.images),
     "architecture": lambda: plots.architecture(net()),
     "excitations": lambda: plots.excitations(GATES, DRAWN.labels, CLASSES, "title"),
     "reliability": lambda: plots.reliability({"clean": {"a": [BINS, BINS.assign(accuracy=0.6)]}}, "title"),
     "curves": lambda: plots.curves({"a": [history(0), history(1)], "b": [history(2)]}, "val_loss", "title", "nats"),
     "lines": lambda: plots.lines({"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])}, "title", "x", "y"),
-    "pairs": lambda: plots.pairs(DRAWN.images[:7], DRAWN.images[7:14], [f"0.{i}" for i in range(7)], columns=3),
+    "pairs": lambda: plots.pairs(DRAWN.images[:7], DRAWN.images[7:14], [f"0.{i}" for i in range(7)]),
     "forest": lambda: plots.forest(SHIFT, "title"),
     "spectra": lambda: plots.spectra({"a": SPECTRUM, "b": SPECTRUM.assign(power=SPECTRUM.power / 2)}, "title"),
     "shares": lambda: plots.shares(SHARES, "title"),
@@ -338,7 +337,7 @@ def test_pairs_lie_side_by_side_with_their_captions():
         np.testing.assert_array_equal(shown[:, :32], DRAWN.images[i].permute(1, 2, 0).numpy())
         np.testing.assert_array_equal(shown[:, 34:], DRAWN.images[7 + i].permute(1, 2, 0).numpy())
         assert axis.get_title() == f"0.{i}"
-    assert len(axes) == 9 and not any(axis.images for axis in axes[7:])
+    assert len(axes) == 12 and not any(axis.images for axis in axes[7:])
 
 
 def segments(axis) -> np.ndarray:
@@ -371,13 +370,6 @@ def test_shares_are_bars_in_per_cent_with_the_truth_beside_them():
     (crosses,) = [line for line in axis.lines if line.get_marker() == "x"]
     np.testing.assert_allclose(crosses.get_xdata(), [75, 25, 0])
     assert not plots.shares(SHARES.drop(columns="true"), "title").axes[0].get_legend()
-
-
-def test_class_counts_are_the_heights():
-    counts = {"train": list(range(10, 20)), "test": list(range(10))}
-    containers = plots.class_counts(counts, CLASSES).axes[0].containers
-    assert [[bar.get_height() for bar in bars] for bars in containers] == [counts["train"], counts["test"]]
-    assert containers[0][0].get_hatch() != containers[1][0].get_hatch()
 
 
 def test_channel_histograms_are_shares_of_the_pixels():

@@ -8,11 +8,9 @@ import re
 import shutil
 import signal
 import sys
-import tarfile
 import tempfile
 import threading
 import time
-from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -349,19 +347,14 @@ def test_a_folder_travels_whole(reference, tmp_path):
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == sorted(
         path.name for path in (reference / RUNS[0]).iterdir()
     )
-    assert cluster.pack(tmp_path / "nowhere") == b""
+    assert cluster.pack(tmp_path / "nowhere") == {}
 
 
 def test_the_record_is_unpacked_last_and_nothing_outside_the_folder(tmp_path, monkeypatch):
-    buffer, order = BytesIO(), []
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name in ("run.json", "../../outside", "history.csv"):
-            member = tarfile.TarInfo(name)
-            member.size = 1
-            tar.addfile(member, BytesIO(b"x"))
+    content, order = dict.fromkeys(("run.json", "../../outside", "history.csv"), b"x"), []
     replacing = cluster.replacing
     monkeypatch.setattr(cluster, "replacing", lambda path: (order.append(path.name), replacing(path))[1])
-    cluster.unpack(buffer.getvalue(), tmp_path / "a" / "b")
+    cluster.unpack(content, tmp_path / "a" / "b")
     assert order[-1] == "run.json" and sorted(order) == ["history.csv", "outside", "run.json"]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(order)
     assert {path.parent for path in tmp_path.rglob("*") if path.is_file()} == {tmp_path / "a" / "b"}
@@ -374,8 +367,8 @@ def node(tmp_path, monkeypatch):
     return tmp_path / "node" / "se-resnet-course"
 
 
-def work(made, begun=b""):
-    return cluster.work(made, begun, True, 0, "/nonexistent", git_commit())
+def work(made, begun=None):
+    return cluster.work(made, begun or {}, True, 0, "/nonexistent", git_commit())
 
 
 def test_a_node_goes_on_from_what_it_has_or_what_was_begun_at_home(reference, node, stand_in, tmp_path, monkeypatch):

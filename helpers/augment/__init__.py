@@ -130,11 +130,9 @@ class Augment:
     ) -> None:
         if stage not in STAGES:
             raise CourseError(f"There is no augmentation stage {stage!r}; choose one of {', '.join(STAGES)}.")
-        if not isinstance(settings, Settings):
-            raise CourseError(f"settings must be augment.Settings, not a {type(settings).__name__}.")
         if policy not in policies.POLICIES:
             raise CourseError(f"There is no policy {policy!r}; choose one of {', '.join(policies.POLICIES)}.")
-        if not all(_three_numbers(numbers) for numbers in (mean, std)) or min(std) <= 0:
+        if not (len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
             raise CourseError(f"mean and std must be three numbers each, std positive, but got {mean} and {std}.")
         self.stage, self.policy, self.settings = stage, policy, settings
         scale, shift = (1 / (255 * s) for s in std), (-m / s for m, s in zip(mean, std, strict=True))
@@ -168,8 +166,6 @@ class Augment:
         Raises CourseError for images of another dtype or shape and for a generator of another device.
         """
         ops.check_images(images)
-        if not isinstance(generator, torch.Generator | None):
-            raise CourseError(f"The generator must be a torch.Generator or None, not a {type(generator).__name__}.")
         if generator is not None and generator.device.type != images.device.type:
             raise CourseError(f"The generator must be on {images.device} like the images, not on {generator.device}.")
         size = (images.shape[2], images.shape[3])
@@ -232,14 +228,6 @@ class Augment:
         sides = (sides * first.unsqueeze(1)).sum(0)
         start = (limit - sides).add_(number(1, u)).mul_(start).floor_()
         return torch.cat((start, sides)).T
-
-
-def _three_numbers(values: object) -> bool:
-    return (
-        isinstance(values, tuple | list)
-        and len(values) == 3
-        and all(isinstance(number, int | float) and math.isfinite(number) for number in values)
-    )
 
 
 def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -42,11 +42,6 @@ def number(value: float, like: Tensor) -> Tensor:
     return constant((value,), like.device, like.dtype)
 
 
-def per_image(values: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1], to meet a batch of images."""
-    return values.view(-1, 1, 1, 1)
-
-
 @cache
 def centred(count: int, device: torch.device) -> Tensor:
     """The places of `count` pixels in a row, from their middle: float32 [count]."""
@@ -295,7 +290,7 @@ def sharpen(x: Tensor, factor: Tensor) -> Tensor:
     """Away from (factor > 1) or towards (< 1) the 3x3 mean with centre weight 5 of 13; the border stays. In place."""
     if min(x.shape[2:]) > 2:
         inner = x.narrow(2, 1, x.shape[2] - 2).narrow(3, 1, x.shape[3] - 2)
-        inner.lerp_(smooth(x), per_image((factor - number(1, x)).mul_(number(-9 / 13, x))))
+        inner.lerp_(smooth(x), (factor - number(1, x)).mul_(number(-9 / 13, x)).view(-1, 1, 1, 1))
     return x.clamp_(0, 255)
 
 

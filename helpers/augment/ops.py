@@ -1,12 +1,11 @@
 """The operations one by one, with torchvision's names for them and torchvision's units.
 
 Every public operation takes images uint8 [B, 3, H, W] and a magnitude [B], one per image on the images' device, and
-returns uint8 [B, 3, H, W]; the magnitude of a crop has two numbers an image, that of a box to erase four. Colour jitter
-is brightness, contrast, color and hue; `Augment` does the first three as one matrix (`families.colour`). The reference
-is torchvision.transforms.v2.functional on uint8 tensors; where AutoAugment adds a convention of its own (shear as a
-slope about the top-left corner, whole pixels), AutoAugment's holds. A wrong dtype, shape or range raises CourseError in
-one sentence; on CUDA the check of the range waits for the device, which `Augment`, whose own draws need no check, never
-does.
+returns uint8 [B, 3, H, W]. Colour jitter is brightness, contrast, color and hue; `Augment` does the first three as one
+matrix (`families.colour`). The reference is torchvision.transforms.v2.functional on uint8 tensors; where AutoAugment
+adds a convention of its own (shear as a slope about the top-left corner, whole pixels), AutoAugment's holds. A wrong
+dtype, shape or range raises CourseError in one sentence; on CUDA the check of the range waits for the device, which
+`Augment`, whose own draws need no check, never does.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ NAMES = (
     *("color", "sharpness"),
 )
 WARPS, TONES = range(1, 6), range(6, 13)
-ROTATE, COLOR, SHARPNESS = 5, 13, 14
+COLOR, SHARPNESS = 13, 14
 
 
 def warp_numbers(op: Tensor, magnitude: Tensor) -> dict[str, Tensor]:
@@ -71,16 +70,13 @@ def check_images(images: Tensor) -> None:
         raise CourseError(f"Images must have the shape [B, 3, H, W], H and W at least 2, but got {list(images.shape)}.")
 
 
-def _checked(
-    name: str, images: Tensor, magnitude: Tensor, low: float = -1e6, high: float = 1e6, numbers: tuple[int, ...] = ()
-) -> Tensor:
-    """The magnitude as float32 [B, *numbers], once images and magnitude are what an operation expects."""
+def _checked(name: str, images: Tensor, magnitude: Tensor, low: float = -1e6, high: float = 1e6) -> Tensor:
+    """The magnitude as float32 [B], once images and magnitude are what an operation expects."""
     check_images(images)
-    expected = (len(images), *numbers)
-    if not isinstance(magnitude, Tensor) or magnitude.shape != expected or magnitude.is_complex():
+    if not isinstance(magnitude, Tensor) or magnitude.shape != images.shape[:1] or magnitude.is_complex():
         tensor = isinstance(magnitude, Tensor)
         got = f"{magnitude.dtype} {list(magnitude.shape)}" if tensor else f"a {type(magnitude).__name__}"
-        raise CourseError(f"The magnitude of {name} must be real, {list(expected)}, one per image, but got {got}.")
+        raise CourseError(f"The magnitude of {name} must be real, [{len(images)}], one per image, but got {got}.")
     if magnitude.device != images.device:
         raise CourseError(f"The magnitude of {name} must be on {images.device}, not {magnitude.device}.")
     # Written so that NaN fails too.
@@ -126,28 +122,6 @@ def translate_y(images: Tensor, magnitude: Tensor) -> Tensor:
 def rotate(images: Tensor, magnitude: Tensor) -> Tensor:
     """Rotate counter-clockwise about the centre by degrees; zeros from outside."""
     return _drawn("rotate", images, _checked("rotate", images, magnitude))
-
-
-def crop(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Move the window by whole pixels [B, 2], right and down (a fraction is cut off); zeros from outside.
-
-    A random crop with padding p draws both from -p to p.
-    """
-    offset = _checked("crop", images, magnitude, numbers=(2,)).trunc()
-    along = torch.eye(2, device=images.device).expand(len(images), 2, 2)
-    return families.warp(images, torch.cat((along, offset.unsqueeze(2)), dim=2))
-
-
-def flip(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Mirror left and right where the magnitude is 1 (from 0.5 on), not where it is 0 (horizontal_flip)."""
-    mirrored = _checked("flip", images, magnitude, low=0, high=1) >= 0.5
-    return torch.where(families.per_image(mirrored), images.flip(3), images)
-
-
-def erase(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Zeros in a box [B, 4]: top, left, height and width in whole pixels; height 0 for none (erase)."""
-    box = _checked("erase", images, magnitude, low=0, numbers=(4,)).trunc()
-    return images * families.outside(box, images.shape[2:]).to(torch.uint8)
 
 
 def brightness(images: Tensor, magnitude: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from helpers.distort.parts import Draws, blurred, gaussian, normal, plasma, streak, uniform, zoomed
+from helpers.distort.parts import Draws, blurred, gaussian, grey_of, normal, plasma, streak, uniform, zoomed
 
 # Severities 1 to 5 of each kind, for 32 x 32 pixels in [0, 1]; the first fifteen make up the mean that is reported.
 CONSTANTS: dict[str, tuple[Any, ...]] = {
@@ -145,12 +145,8 @@ def _snow(x: Tensor, constants: tuple[float, ...], draws: Draws) -> Tensor:
     flakes = zoomed(height, zoom).to(x.device) @ flakes @ zoomed(width, zoom).T.to(x.device)
     flakes = torch.where(flakes < threshold, 0.0, flakes.clamp_max(1))
     flakes = streak(flakes, radius, spread, -(uniform(draws) + 0.5) * math.pi / 2)
-    pale = torch.maximum(x, _grey(x) * 1.5 + 0.5)
+    pale = torch.maximum(x, grey_of(x) * 1.5 + 0.5)
     return torch.lerp(pale, x, left) + flakes + flakes.flip(2, 3)
-
-
-def _grey(x: Tensor) -> Tensor:
-    return (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def _fog(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:

@@ -1,4 +1,4 @@
-"""What several kinds are made of: draws for each image, Gaussian averages, streaks, zooms, fractal clouds."""
+"""What several kinds are made of: draws for each image, grey, Gaussian averages, streaks, zooms, fractal clouds."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def normal(draws: Draws, *shape: int) -> Tensor:
 
 def uniform(draws: Draws, *shape: int) -> Tensor:
     return torch.stack([torch.rand(shape, generator=g) for g in draws])
+
+
+def grey_of(x: Tensor) -> Tensor:
+    """The grey image [N, 1, H, W] of colours [N, 3, H, W], weighed as in ITU-R BT.601."""
+    return (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def gaussian(size: int, sigma: float, truncate: int = 4, mirror: bool = False) -> Tensor:

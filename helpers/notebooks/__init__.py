@@ -1,7 +1,7 @@
 """Runs, checks and publishes the notebooks: strict parameters, navigation bars, format check, HTML report."""
 
 from helpers.notebooks.format import check, navigate, refresh
-from helpers.notebooks.report import course_report, rebuild_report
+from helpers.notebooks.report import course_report
 from helpers.notebooks.run import NotebookFailed, choose, execute, listing, reproduce
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "execute",
     "listing",
     "navigate",
-    "rebuild_report",
     "refresh",
     "reproduce",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import mimetypes
 import os
@@ -23,7 +22,7 @@ from pygments.formatters import HtmlFormatter
 
 from helpers.notebooks.format import SECTION, anchor, explanation
 from helpers.notebooks.run import NOTEBOOKS, listing, opening, plain, read, tags
-from helpers.runtime import CourseError, replacing, shown
+from helpers.runtime import replacing
 
 TITLE = "An SE-ResNet under five million parameters, step by step"
 ABOUT = (
@@ -51,26 +50,15 @@ def course_report(path: Path, folder: Path = NOTEBOOKS) -> Path:
     return Path(path)
 
 
-def rebuild_report(out_dir: Path, folder: Path = NOTEBOOKS) -> Path:
-    """Write report.html from summary.json and the executed notebooks in `out_dir`; CourseError if there are none.
+def results_report(out_dir: Path, summary: dict[str, Any], folder: Path) -> None:
+    """Write report.html from the summary of `reproduce` and the executed notebooks in `out_dir`.
 
     `folder` is what relative links in the notebooks start from.
     """
-    out_dir, path = Path(out_dir).resolve(), Path(out_dir).resolve() / "summary.json"
-    if not path.exists():
-        raise CourseError(f"There is no summary.json in {shown(out_dir)}: run `python -m helpers reproduce` first.")
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        records = summary["notebooks"]
-        questions = {name: record["question"] for name, record in records.items()}
-        pages = {name: read(out_dir / f"{name}.ipynb") for name in records}
-        head = "\n".join([*_results(summary), "", *_contents(pages, questions)])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CourseError(
-            f"{shown(path)} is damaged ({type(error).__name__}): run `python -m helpers reproduce` again."
-        ) from error
+    pages = {name: read(out_dir / f"{name}.ipynb") for name in summary["notebooks"]}
+    questions = {name: record["question"] for name, record in summary["notebooks"].items()}
+    head = "\n".join([*_results(summary), "", *_contents(pages, questions)])
     _write(out_dir / "report.html", "Course report", head, pages, folder)
-    return out_dir / "report.html"
 
 
 def _write(path: Path, title: str, head: str, pages: dict[str, NotebookNode], folder: Path) -> None:

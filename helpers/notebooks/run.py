@@ -181,7 +181,7 @@ def reproduce(profile: str, out_dir: Path, only: Iterable[str] | None = None,
     notebook that fails is marked and the next one runs. What `results` returns, called after them, is the summary's
     "results". Returns the summary; bad requests are a CourseError before anything runs.
     """
-    from helpers.notebooks.report import rebuild_report  # which imports this module
+    from helpers.notebooks.report import results_report  # which imports this module
 
     if profile not in PROFILES:
         raise CourseError(f"There is no profile {profile!r}: choose one of {', '.join(PROFILES)}.")
@@ -214,5 +214,5 @@ def reproduce(profile: str, out_dir: Path, only: Iterable[str] | None = None,
     }
     with replacing(out_dir / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    rebuild_report(out_dir, folder)
+    results_report(out_dir, summary, folder)
     return summary

@@ -1,16 +1,14 @@
-"""A sweep's runs as Ray tasks: each trains in a scratch folder of the node it lands on and comes home as a tar file."""
+"""A sweep's runs as Ray tasks: each trains in a scratch folder of the node it lands on and comes home as bytes."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import signal
 import socket
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -109,21 +107,22 @@ def _take_home(ray: Any, reference: Any, job: Job, progress: Progress) -> None:
 # ------------------------------------------------------------------------------------------------ on the node
 
 
-def _there(recipe: dict[str, Any], begun: bytes, stand_in: bool, corruptions: int, home_data: str,
-           commit: str) -> tuple[bytes, str]:  # fmt: skip
-    """A task: the run's folder as a tar file and "", or nothing and a sentence on what went wrong."""
+def _there(recipe: dict[str, Any], begun: dict[str, bytes], stand_in: bool, corruptions: int, home_data: str,
+           commit: str) -> tuple[dict[str, bytes], str]:  # fmt: skip
+    """A task: the files of the run and "", or nothing and a sentence on what went wrong."""
     try:
         return work(Recipe.from_dict(recipe), begun, stand_in, corruptions, home_data, commit), ""
     except train.Interrupted:
         os._exit(1)  # the node has to go, a checkpoint is written: Ray sees a lost worker and starts the run elsewhere
     except Exception as error:
-        return b"", sentence(error)
+        return {}, sentence(error)
 
 
-def work(recipe: Recipe, begun: bytes, stand_in: bool, corruptions: int, home_data: str, commit: str) -> bytes:
+def work(recipe: Recipe, begun: dict[str, bytes], stand_in: bool, corruptions: int, home_data: str,
+         commit: str) -> dict[str, bytes]:  # fmt: skip
     """Complete a run in this machine's scratch folder, from what is there, else from what was `begun` at home.
 
-    Returns the folder as a tar file and removes it. `commit` is that of the code, which arrives here without its git.
+    Returns its files by name and removes the folder. `commit` is that of the code, which arrives here without its git.
     """
     scratch = Path(tempfile.gettempdir()) / "se-resnet-course"
     _find_data(stand_in, home_data, scratch)
@@ -160,19 +159,13 @@ def _find_data(stand_in: bool, home_data: str, scratch: Path) -> None:
 # ------------------------------------------------------------------------------------------------ folders in transit
 
 
-def pack(folder: Path) -> bytes:
-    """The files of a run's folder, without locks and what is half-written, as a tar file; nothing if there are none."""
-    paths = sorted(path for path in folder.glob("[!.]*") if path.is_file())
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in paths:
-            tar.add(path, path.name)
-    return buffer.getvalue() if paths else b""
+def pack(folder: Path) -> dict[str, bytes]:
+    """The files of a run's folder by name, without locks and what is half-written."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*")) if path.is_file()}
 
 
-def unpack(content: bytes, folder: Path) -> None:
+def unpack(content: dict[str, bytes], folder: Path) -> None:
     """Write the files of `pack` into a folder, each whole or not at all, the record last: it says that all is there."""
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        for member in sorted(tar, key=lambda member: member.name == "run.json"):
-            with replacing(folder / Path(member.name).name) as temporary:
-                temporary.write_bytes(tar.extractfile(member).read())
+    for name in sorted(content, key=lambda name: name == "run.json"):
+        with replacing(folder / Path(name).name) as temporary:
+            temporary.write_bytes(content[name])
