@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fastjsonschema  # jsonschema takes seconds to import where Jupyter is installed too
 import pandas as pd
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
 from safetensors import SafetensorError, safe_open
 
 from helpers.data import CIFAR10
@@ -70,6 +69,7 @@ SCHEMA["properties"]["corrupted"] = _object({
     "accuracy": _SHARE, "count": _COUNT,
     "severities": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 1, "maximum": 5}},
 })  # fmt: skip
+_refuse_misfit = fastjsonschema.compile(SCHEMA)  # the record, or a ValueError that says what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,7 @@ def read(path: str | Path) -> Run:
     path = Path(path)
     path = path.parent if path.name == WEIGHTS else path
     try:
-        record = _record(path)
-        if problem := best_match(Draft202012Validator(SCHEMA).iter_errors(record)):
-            raise ValueError(f"{problem.json_path}: {problem.message[:100]}")
+        record = _refuse_misfit(_record(path), name_prefix="record")
         return Run(path, {key: record[key] for key in record if key != "definitions"})
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

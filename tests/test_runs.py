@@ -79,14 +79,14 @@ def test_a_damaged_record_is_said_in_a_sentence(tmp_path, content):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"metrics": {"val_accuracy": 0.5}}, r"\$\.metrics: '\w+' is a required property"),
-        ({"test": {"accuracy": 1.7, "low": 0, "high": 1, "count": 10}}, r"\$\.test\.accuracy: 1\.7 is greater than"),
-        ({"corrupted": {"accuracy": 0.5, "count": 100}}, r"\$\.corrupted: 'severities' is a required property"),
-        ({"corrupted": {"accuracy": 0.5, "count": 9, "severities": [0]}}, r"severities\[0\]: 0 is less than"),
-        ({"best_epoch": "8"}, r"\$\.best_epoch: '8' is not of type 'integer'"),
-        ({"seconds": 0}, r"\$\.seconds: 0 is less than or equal"),
-        ({"versions": {"torch": 2}}, r"\$\.versions\.torch: 2 is not of type 'string'"),
-        ({"recipe": {"name": "tiny", "seed": -1, "epochs": 4}}, r"\$\.recipe\.seed: -1 is less than"),
+        ({"metrics": {"val_accuracy": 0.5}}, r"record\.metrics must contain \['train_accuracy', 'train_loss'"),
+        ({"test": {"accuracy": 1.7, "low": 0, "high": 1, "count": 10}}, r"record\.test\.accuracy must be smaller than"),
+        ({"corrupted": {"accuracy": 0.5, "count": 100}}, r"record\.corrupted must contain \['severities'\]"),
+        ({"corrupted": {"accuracy": 0.5, "count": 9, "severities": [0]}}, r"severities\[0\] must be bigger than"),
+        ({"best_epoch": "8"}, r"record\.best_epoch must be integer"),
+        ({"seconds": 0}, r"record\.seconds must be bigger than 0"),
+        ({"versions": {"torch": 2}}, r"record\.versions\.torch must be string"),
+        ({"recipe": {"name": "tiny", "seed": -1, "epochs": 4}}, r"record\.recipe\.seed must be bigger than"),
     ],
 )
 def test_what_a_record_must_hold_is_named_where_it_does_not(finished_tiny, tmp_path, change, said):
