@@ -79,9 +79,11 @@ def recipes(table: pd.DataFrame) -> str:
     rows = []
     for (tier, name), part in groups:
         row, first = stats.over_seeds(part).iloc[0], part.iloc[0]
-        mixed = f", Mixup {first.mixup_alpha:g}" if first.mixup_alpha else ""
+        seen = first.stage.replace("autoaugment", first.policy).replace("_", ", ")
+        mixes = {"Mixup": first.mixup_alpha, "CutMix": first.cutmix_alpha}
+        seen += "".join(f", {mix} {alpha:g}" for mix, alpha in mixes.items() if alpha)
         rows.append((
-            f"`{name}`", tier, first.stage.replace("_", ", ") + mixed, f"{first.parameters / 1e6:.2f} M",
+            f"`{name}`", tier, seen, f"{first.parameters / 1e6:.2f} M",
             f"{first.train_size:,}", f"{first.epochs}", f"{row.seeds}", percent(row["mean"]),
             _interval(row.low, row.high) or row.note, _interval(row.lowest, row.highest),
             "" if pd.isna(row["std"]) else f"{100 * row['std']:.2f}", f"{100 * row.seeds_noise:.2f}",
