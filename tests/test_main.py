@@ -3,15 +3,17 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
+import warnings
 
 import pytest
 from typer.testing import CliRunner
 
 from helpers import data
-from helpers.__main__ import app
+from helpers.__main__ import app, main
 from helpers.runtime import ROOT, CourseError, replacing
 
 NO_DATA = {"CIFAR10_ROOT": "/nonexistent/cifar"}
@@ -74,8 +76,20 @@ def test_help_does_not_wait_for_torch(tmp_path, arguments):
     (("train", "laptop"), "CIFAR-10 is not in "),
     (("reproduce", "--profile", "paper"), "could not be downloaded|Cannot write"),
 ])  # fmt: skip
-def test_mistakes_are_one_sentence(arguments, sentence):
-    assert re.search(sentence, refused(command(*arguments, **NO_DATA)))
+def test_mistakes_are_one_sentence(monkeypatch, capfd, arguments, sentence):
+    """In this process: another one would spend seconds on importing torch."""
+    monkeypatch.setattr(sys, "argv", ["helpers", *map(str, arguments)])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which main sets, as it does the signal
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name, value in NO_DATA.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert re.search(sentence, refused(subprocess.CompletedProcess(arguments, left.value.code, *capfd.readouterr())))
+
+
+def test_a_mistake_is_one_sentence_in_a_process_of_its_own():
+    assert "no recipe 'nope'" in refused(command("train", "nope", **NO_DATA))
 
 
 @pytest.mark.parametrize("package", ["torch", "pandas"])  # imported before, and by, the command
