@@ -1,18 +1,23 @@
 """The notebooks room on small notebooks: parameters, execution, navigation, refresh, format check, report."""
 
+import base64
+import io
 import json
 import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
 from helpers import notebooks
 from helpers.notebooks import NotebookFailed
+from helpers.notebooks.format import normalised
 from helpers.notebooks.run import declared_parameters
 from helpers.runtime import ROOT, CourseError
 
@@ -552,3 +557,20 @@ def test_reproduce_refuses_before_anything_runs(course, tmp_path):
     refused("no notebook '09'", only=["01", "09"])
     refused("cannot take steps = 'many'", extra_parameters={"steps": "many"})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stored_plot_keeps_the_colour_of_its_only_blue_mark():
+    figure, axis = plt.subplots(figsize=(7, 4), dpi=80)
+    axis.plot(*np.random.default_rng(0).random((2, 150)), "D", color="#029e73")
+    axis.plot(*np.random.default_rng(1).random((2, 30)), "^", color="#d55e00")
+    axis.plot(0.5, 1.2, "o", color="#0173b2")
+    buffer = io.BytesIO()
+    figure.savefig(buffer)
+    plt.close(figure)
+    output = new_output("display_data", {"image/png": base64.b64encode(buffer.getvalue()).decode()})
+    kept = normalised(new_notebook(cells=[new_code_cell("x", outputs=[output])])).cells[0].outputs[0].data["image/png"]
+    kept = base64.b64decode(kept)
+    assert len(kept) < len(buffer.getvalue()) / 2
+    before, after = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+                     for png in (buffer.getvalue(), kept))  # fmt: skip
+    assert np.abs(after - before).max() <= 32

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
-from PIL import Image
+from PIL import Image, ImageChops
 
 from helpers.notebooks.run import (
     NOTEBOOKS,
@@ -109,9 +109,17 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
 
 
 def _smaller(picture: str) -> str:
-    """A PNG in base64 with a palette of 64 colours where that takes fewer bytes: a third, for most plots."""
+    """A PNG in base64 with a palette of 64 colours where that takes fewer bytes: a third, for most plots.
+
+    A rare colour of a plot, one mark among many, must not become another mark's: so the palette that covers all colours
+    is taken where it comes near each, and for pictures, which have too many, the one that suits most pixels.
+    """
     image, buffer = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), io.BytesIO()
-    image.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    for method in (Image.Quantize.MAXCOVERAGE, Image.Quantize.MEDIANCUT):
+        small = image.quantize(64, method, dither=Image.Dither.NONE)
+        if max(high for _, high in ImageChops.difference(image, small.convert("RGB")).getextrema()) <= 32:
+            break
+    small.save(buffer, "PNG", optimize=True)
     quantized = base64.b64encode(buffer.getvalue()).decode()
     return min(picture, quantized, key=len)
 
