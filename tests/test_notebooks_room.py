@@ -15,7 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from helpers import notebooks
+from helpers import notebooks, plots
 from helpers.notebooks import NotebookFailed
 from helpers.notebooks.format import normalised
 from helpers.notebooks.run import declared_parameters
@@ -560,12 +560,10 @@ def test_reproduce_refuses_before_anything_runs(course, tmp_path):
 
 
 def test_a_stored_plot_keeps_the_colour_of_its_only_blue_mark():
-    figure, axis = plt.subplots(figsize=(7, 4), dpi=80)
-    axis.plot(*np.random.default_rng(0).random((2, 150)), "D", color="#029e73")
-    axis.plot(*np.random.default_rng(1).random((2, 30)), "^", color="#d55e00")
-    axis.plot(0.5, 1.2, "o", color="#0173b2")
+    g, marks = np.random.default_rng(0), {"blue": 1, "orange": 3, "green": 120, "red": 20, "pink": 3}
+    figure = plots.diagonal({name: g.random((2, count)) for name, count in marks.items()}, "", "x", "y", join=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer)
+    figure.savefig(buffer, dpi=80)
     plt.close(figure)
     output = new_output("display_data", {"image/png": base64.b64encode(buffer.getvalue()).decode()})
     kept = normalised(new_notebook(cells=[new_code_cell("x", outputs=[output])])).cells[0].outputs[0].data["image/png"]
