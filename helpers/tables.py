@@ -134,7 +134,7 @@ def costs(rows: pd.DataFrame, base: recipe.Recipe, kind: str = "climb") -> pd.Da
     gain = 100 * (means.mirrored_accuracy - means.test_accuracy)
     return pd.DataFrame({
         "changes": means.index.map(figures.changes(base, kind)), "seconds": means.seconds.map("{:.0f}".format),
-        "mirror images, points": gain.map("{:+.2f}".format, na_action="ignore").fillna(""),
+        "mirror images, points": gain.map(lambda points: "" if pd.isna(points) else f"{points:+.2f}"),
     }, index=means.index)  # fmt: skip
 
 
