@@ -31,7 +31,6 @@ NEAREST = ("paper", "laptop", "quick")  # the recipes that stand for the paper's
 TIERS = ("gpu", "cpu", "quick")
 # kind -> the rungs on a base, in their order
 LADDERS = {"ladder": recipe.ladder, "climb": recipe.climb, "approach": recipe.approach}
-_SHARED = {"ladder": 0, "climb": 2, "approach": 1}  # kind -> how many rungs it begins with that are the first ladder's
 
 # What to see in each figure, in words: for the README, and wherever else one is shown. Of ladders and of varied fields
 # there are several: ladder_<recipe>, climb_<recipe>, approach_<recipe> and varied_<field>.
@@ -135,8 +134,9 @@ def bases(table: pd.DataFrame, kind: str = "ladder") -> list[recipe.Recipe]:
     """
     have, found = set(table.recipe.str.removesuffix("-short")), []
     for base in (known for known in recipe.RECIPES.values() if "-" not in known.name):
-        names = [rung.name for rung in LADDERS[kind](base)]
-        if set(names) <= set(recipe.RECIPES) and len(have.intersection(names[_SHARED[kind] :])) > 1:
+        names = {rung.name for rung in LADDERS[kind](base)}
+        shared = {rung.name for rung in recipe.ladder(base)} if kind != "ladder" else set()
+        if names <= set(recipe.RECIPES) and len(have & names - shared) > 1:
             found.append(base)
     return found
 

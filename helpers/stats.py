@@ -96,10 +96,11 @@ def _differences(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.Dat
         if not both:
             continue
         contrast = [float(name == after) - float(name == before) for name in fit.params.index]
-        found = fit.t_test(contrast) if fit.df_resid and both > 1 else None
-        low, high = found.conf_int(LEVEL)[0] if found else (np.nan, np.nan)
-        gap = float(contrast @ fit.params)
-        p = np.nan if found is None else 1.0 if abs(gap) < 1e-9 else float(found.pvalue)  # equal: 0 / 0 to a t test
+        gap, low, high, p = float(contrast @ fit.params), np.nan, np.nan, np.nan
+        if fit.df_resid and both > 1:
+            test = fit.t_test(contrast)
+            low, high = test.conf_int(LEVEL)[0]
+            p = float(test.pvalue) if abs(gap) > 1e-9 else 1.0  # no difference anywhere is 0 / 0 to a t test
         rows.append((before, after, both, gap, float(low), float(high), p))
     found = pd.DataFrame(rows, columns=["before", "after", "seeds", "difference", "low", "high", "p"])
     found["p_holm"] = holm(found["p"])
