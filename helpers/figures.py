@@ -133,7 +133,7 @@ def bases(table: pd.DataFrame, kind: str = "ladder") -> list[recipe.Recipe]:
     Those that a climb and an approach share with the augmentation ladder do not count.
     """
     have, found = set(table.recipe.str.removesuffix("-short")), []
-    for base in (known for known in recipe.RECIPES.values() if "-" not in known.name):
+    for base in (known for known in recipe.RECIPES.values() if not ("-" in known.name or known.start)):
         names = {rung.name for rung in LADDERS[kind](base)}
         shared = {rung.name for rung in recipe.ladder(base)} if kind != "ladder" else set()
         if names <= set(recipe.RECIPES) and len(have & names - shared) > 1:

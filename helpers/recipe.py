@@ -18,6 +18,8 @@ from helpers.runtime import CourseError
 
 PRECISIONS = ("bfloat16", "float32")
 SCHEDULES = ("cosine", "constant")
+SHAPE = ("blocks", "width", "stem_stride", "reduction", "se_placement")  # two that agree in these have like weights
+SPLIT = ("val_size", "split_seed")  # and in these the same validation images
 SHORT = "A short schedule punishes strong augmentation."  # said wherever a reduced schedule is shown
 
 # What a number may be: (lowest, highest), both allowed. Wider than anyone needs, narrow enough to catch a slip.
@@ -88,6 +90,7 @@ class Recipe:
     cutmix_alpha: float = 0.0  # the same for CutMix; with both, a coin for each batch
     consistency: float = 0.0  # weight of AugMix's loss: agree on two more views of an image, through the last stage
     teacher: str = ""  # the recipe whose finished seeds, in the same store, are to be imitated for half of the loss
+    start: str = ""  # the recipe whose finished run of the same seed, in the same store or published, is trained on
     resolutions: tuple[int, ...] = (32,)  # side of the training images, each for an equal share of the epochs
     # data and arithmetic (ours)
     train_size: int = 45_000
@@ -147,10 +150,12 @@ class Recipe:
                     f"{name}={getattr(self, name):g} is too small to draw from: expected 0 for none, or at least "
                     f"{LEAST_ALPHA}."
                 )
-        if not isinstance(self.teacher, str) or not re.fullmatch(r"[a-z0-9_.]*", self.teacher):
-            raise CourseError(
-                f"teacher={self.teacher!r} cannot teach: expected the name of a recipe without '-', as quick or paper."
-            )
+        for name in ("teacher", "start"):  # a variant's name would end at the next "-"
+            if not isinstance(getattr(self, name), str) or not re.fullmatch(r"[a-z0-9_.]*", getattr(self, name)):
+                raise CourseError(
+                    f"{name}={getattr(self, name)!r} is no recipe to learn from: expected a name without '-', as quick "
+                    "or paper."
+                )
         if self.consistency and (self.mixup_alpha or self.cutmix_alpha):
             raise CourseError(
                 f"consistency={self.consistency:g} compares views of one image, and Mixup or CutMix makes it two: set "
@@ -311,6 +316,20 @@ _BEYOND = _PAPER.but(
     cutmix_alpha=1.0,  # Yun et al. 2019
 )
 
+# One epoch more of beyond on images cropped and flipped only, unmixed (refining: Z. He et al. 2019): is it held back by
+# what its images have gone through? Ours.
+_REFINED = _BEYOND.but(
+    name="refined",
+    start="beyond",
+    epochs=1,
+    warmup_epochs=0,
+    learning_rate=0.02,  # ours: a tenth of beyond's peak
+    ema_decay=0.0,  # a mean of so few steps would be beyond's own weights
+    stage="crop_flip",
+    mixup_alpha=0.0,
+    cutmix_alpha=0.0,
+)
+
 # The paper's limit of parameters and its blocks, wide and shallow, with what a short schedule is best served with: for
 # 96 % in a minute of one large GPU, which it misses (notebook 06). Ours.
 _SPRINT = _QUICK.but(
@@ -460,6 +479,7 @@ RECIPES: dict[str, Recipe] = {
             for rung in (*ladder(base), *climb(base), *approach(base))
         ),
         _BEYOND,
+        _REFINED,
         _SPRINT,
     )
 }

@@ -29,7 +29,7 @@ from helpers.data import ImageSet, TrainingData, load_set, split_train_val
 from helpers.evaluate import autocast, load_model, predict
 from helpers.mixing import Mixed, mix, mixed_correct, mixed_cross_entropy
 from helpers.model import Dropout, count_parameters
-from helpers.recipe import Recipe
+from helpers.recipe import SHAPE, SPLIT, Recipe
 from helpers.runtime import CourseError, device_name, generator, git_commit, pick_device, replacing, shown, versions
 
 OnEpoch = Callable[[Recipe, dict[str, float]], None]  # told a run's recipe and the epoch's row of history
@@ -102,8 +102,9 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, data: TrainingData, device: torch.device, teachers: Sequence[nn.Module] = ()
-    ):
+        self, recipe: Recipe, data: TrainingData, device: torch.device, teachers: Sequence[nn.Module] = (),
+        start: nn.Module | None = None,
+    ):  # fmt: skip
         if len(data.train.labels) != recipe.train_size:
             raise CourseError(
                 f"The recipe asks for train_size={recipe.train_size:,} and got "
@@ -116,6 +117,8 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             model = recipe.network()
+        if start is not None:
+            model.load_state_dict(start.state_dict())
         self.model = model.to(device, memory_format=torch.channels_last)
         self.forward = _compile(self.model, device) if recipe.compiled else self.model
         self.average = copy.deepcopy(self.model) if recipe.ema_decay else None
@@ -438,8 +441,10 @@ class _Session:
         if state and begun != [teacher.label for teacher in self.teachers]:
             raise CourseError(f"{shown(path)} was begun under the teachers {', '.join(begun)}, and there are others by "
                               "now: start afresh with resume=False (--fresh).")  # fmt: skip
+        self.begins = _start(recipe, path.parent.parent, source)
         with _memory_advice(recipe, device):
-            self.trainer = Trainer(recipe, data(), device, [load_model(teacher) for teacher in self.teachers])
+            self.trainer = Trainer(recipe, data(), device, [load_model(teacher) for teacher in self.teachers],
+                                   load_model(self.begins) if self.begins else None)  # fmt: skip
         if state:
             self.trainer.restore(state)
             self.count = state["count"]
@@ -521,6 +526,7 @@ class _Session:
                 "parameters": count_parameters(trainer.model), "best_epoch": best["epoch"],
                 "seconds": round(trainer.seconds, 1), "images_per_second": round(images / trainer.seconds, 1),
                 "metrics": metrics, "teachers": [teacher.label for teacher in self.teachers],
+                "start": self.begins and f"{self.begins.label}, {self.begins.weights.name}",
             })  # fmt: skip
         for name in checkpoint.SLOTS:
             (self.path / name).unlink(missing_ok=True)
@@ -535,7 +541,31 @@ def _teachers(recipe: Recipe, store: Path, source: str) -> list[runs.Run]:
     if not found:
         raise CourseError(f"{recipe.name} learns from {recipe.teacher}, of which {shown(store)} holds no finished run "
                           "with weights: train that first, with the same --root.")  # fmt: skip
+    for run in found:
+        _refuse_unlike(recipe, run, SPLIT)
     return found
+
+
+def _refuse_unlike(recipe: Recipe, run: runs.Run, names: Sequence[str]) -> None:
+    pairs = {name: (getattr(Recipe.from_dict(run.record["recipe"]), name), getattr(recipe, name)) for name in names}
+    differs = [f"{name}={theirs!r}, not {ours!r}" for name, (theirs, ours) in pairs.items() if theirs != ours]
+    if differs:
+        raise CourseError(f"{recipe.name} learns from {run.label}, which has {', '.join(differs)}: give it the same.")
+
+
+def _start(recipe: Recipe, store: Path, source: str) -> runs.Run | None:
+    """The run whose weights are trained on, in the same store or else the published one; CourseError if neither is it,
+    or if it is a network of another shape or has seen this one's validation images."""
+    if not recipe.start:
+        return None
+    path = store / recipe.start / str(recipe.seed)
+    held = path if (path / runs.WEIGHTS).exists() else runs.PUBLISHED
+    run = runs.read(held) if held.exists() else None
+    if not run or run.label != f"{recipe.start}/{recipe.seed}" or run.record["data"] != source:
+        raise CourseError(f"{recipe.name} trains {recipe.start}/{recipe.seed} on, and {shown(store)} does not hold "
+                          "that as a finished run with weights: train it first, with the same --root.")  # fmt: skip
+    _refuse_unlike(recipe, run, (*SHAPE, *SPLIT))
+    return run
 
 
 def _train(sessions: list[_Session], stop: dict[str, int]) -> None:

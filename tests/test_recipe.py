@@ -303,9 +303,20 @@ def test_an_alpha_too_small_to_draw_from_is_refused(field):
     assert "expected 0 for none, or at least 0.01" in refused(field, 1e-3)
 
 
-@pytest.mark.parametrize("teacher", ["quick-none", "../quick", "a b", None, 3])
-def test_a_teacher_is_a_recipe_of_one_word(teacher):
-    assert refused("teacher", teacher).endswith("the name of a recipe without '-', as quick or paper.")
+@pytest.mark.parametrize("field", ["teacher", "start"])
+@pytest.mark.parametrize("name", ["quick-none", "../quick", "a b", None, 3])
+def test_what_is_learned_from_is_a_recipe_of_one_word(field, name):
+    assert refused(field, name).endswith("expected a name without '-', as quick or paper.")
+
+
+def test_refined_differs_from_beyond_in_what_it_sees_and_for_how_long():
+    beyond, refined = RECIPES["beyond"].to_dict(), RECIPES["refined"].to_dict()
+    assert {name for name in beyond if beyond[name] != refined[name]} == {
+        "name", "start", "stage", "mixup_alpha", "cutmix_alpha", "epochs", "warmup_epochs", "learning_rate",
+        "ema_decay"}  # fmt: skip
+    seen = {name: (beyond[name],) for name in ("stage", "mixup_alpha", "cutmix_alpha")}
+    assert recipe.vary(RECIPES["refined"], **seen) == [
+        recipe.get("refined-stage-rotation_autoaugment-mixup_alpha-0.2-cutmix_alpha-1")]  # fmt: skip
 
 
 @pytest.mark.parametrize("placement", ["", "middle", None, 1])

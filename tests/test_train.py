@@ -278,6 +278,50 @@ def test_a_recipe_learns_from_the_seeds_beside_it(stand_in, tiny, tmp_path):
     assert plain.record["teachers"] == [] and not plain.history.equals(run.history)
 
 
+def test_a_teacher_has_not_seen_the_validation_images(stand_in, tiny, tmp_path):
+    fit(tiny.but(epochs=2), stand_in, tmp_path / "tiny" / "0")
+    taught = tiny.but(name="taught", teacher="tiny", split_seed=1)
+    with pytest.raises(CourseError, match="taught learns from tiny/0, which has split_seed=0, not 1: give it the same"):
+        fit(taught, stand_in, tmp_path / "taught" / "0")
+
+
+def test_a_recipe_trains_another_on_from_its_weights(finished_tiny, stand_in, tiny, tmp_path):
+    """At a learning rate of next to nothing the weights stay nearly what they were; another seed's are another's."""
+    recipe = tiny.but(name="refined", start="tiny", epochs=1, warmup_epochs=0, learning_rate=1e-6, weight_decay=0.0)
+    with pytest.raises(CourseError, match=r"refined trains tiny/0 on, and .* does not hold .*: train it first"):
+        fit(recipe, stand_in, tmp_path / "refined" / "0")
+    shutil.copytree(finished_tiny, tmp_path / "tiny" / "0")
+    run = fit(recipe, stand_in, tmp_path / "refined" / "0")
+    assert run.record["start"] == "tiny/0, best.safetensors"
+    theirs, ours = load_file(finished_tiny / runs.WEIGHTS), load_file(tmp_path / "refined" / "0" / runs.WEIGHTS)
+    weights = [name for name in theirs if name.endswith(("weight", "bias"))]
+    assert all(torch.allclose(theirs[name], ours[name], atol=1e-4) for name in weights)
+    assert not all(torch.equal(theirs[name], ours[name]) for name in weights)
+    with pytest.raises(CourseError, match="trains tiny/1 on"):
+        fit(recipe.but(seed=1), stand_in, tmp_path / "refined" / "1")
+    for changes, said in (({"width": 2 * tiny.width}, "width="), ({"split_seed": 1}, "split_seed=0, not 1")):
+        with pytest.raises(CourseError, match=f"refined learns from tiny/0, which has {said}"):
+            fit(recipe.but(**changes), stand_in, tmp_path / "refined" / "other")
+
+
+def test_the_published_weights_are_trained_on_where_the_store_has_none(stand_in, tiny, tmp_path, monkeypatch):
+    first = fit(tiny.but(epochs=2), stand_in, tmp_path / "elsewhere" / "0")
+    monkeypatch.setattr(runs, "PUBLISHED", first.weights.rename(first.path / "tiny.safetensors"))
+    recipe = tiny.but(name="refined", start="tiny", epochs=1, warmup_epochs=0)
+    run = fit(recipe, stand_in, tmp_path / "store" / "refined" / "0")
+    assert run.record["start"] == "tiny/0, tiny.safetensors"
+
+
+def test_a_refining_run_goes_on_where_it_was_stopped(finished_tiny, stand_in, tiny, tmp_path):
+    recipe = tiny.but(name="refined", start="tiny")
+    shutil.copytree(finished_tiny, tmp_path / "tiny" / "0")
+    whole, parts = tmp_path / "refined" / "0", tmp_path / "refined" / "1"
+    fit(recipe, stand_in, whole)
+    interrupted(recipe, stand_in, parts)
+    fit(recipe, stand_in, parts)
+    assert result(parts) == result(whole)
+
+
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 def test_a_compiled_step_trains_alike(stand_in, tiny):
     """The same draws (the dropout's too), the same losses to rounding; validation stays eager."""
