@@ -63,12 +63,14 @@ def card(run: runs.Run, record: dict[str, Any], name: str, size: int) -> str:
     recipe, test = record["recipe"], record["test"]
     metrics = evaluate.summary(test)
     versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
+    start = f", from the weights of {record['start']}" if record.get("start") else ""
     limits = [
-        f"One run with one seed ({recipe['seed']}), {recipe['epochs']} epochs on {recipe['train_size']:,} images; "
-        "another seed gives another accuracy, which the interval above does not cover.",
+        f"One run with one seed ({recipe['seed']}){start}, {recipe['epochs']} epoch{'s' * (recipe['epochs'] > 1)} on "
+        f"{recipe['train_size']:,} images; another seed gives another accuracy, which the interval above does not "
+        "cover.",
         "Whatever it is shown, it answers with one of the ten classes and a confidence. It was trained and tested on "
         f"32 x 32 images of {record['data']} alone.",
-        *_schedule(recipe["epochs"]),
+        *([] if start else _schedule(recipe["epochs"])),
         *_corruptions(run),
         f"Its validation accuracy of {percent(record['metrics']['val_accuracy'])} chose the epoch, which flatters it.",
     ]

@@ -33,6 +33,12 @@ def _cell(text: str, low: float, high: float, sign: str = "") -> str:
     return text if pd.isna(low) else f"{text} [{_interval(low, high, sign)}]"
 
 
+def _p(p: float) -> str:
+    if pd.isna(p):
+        return ""
+    return " (p < 0.001)" if p < 0.0005 else f" (p {p:.3f})"  # what would round to 0.000 is not 0
+
+
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
     """The rungs of a ladder, or the values of a field, as text: a row each in their order, indexed by its name.
 
@@ -57,7 +63,7 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
         table[f"{short}: {less}, points"] = pd.Series({
             row.Index: _cell(f"{100 * row.difference:+.2f}", row.low, row.high, "+") for row in found.itertuples()
         })
-        table[f"{short}: verdict"] = found.verdict + found.p_holm.map(lambda p: "" if pd.isna(p) else f" (p {p:.3f})")
+        table[f"{short}: verdict"] = found.verdict + found.p_holm.map(_p)
     return table.fillna("")
 
 
@@ -82,9 +88,10 @@ def recipes(table: pd.DataFrame) -> str:
         seen = first.stage.replace("autoaugment", first.policy).replace("_", ", ")
         mixes = {"Mixup": first.mixup_alpha, "CutMix": first.cutmix_alpha}
         seen += "".join(f", {mix} {alpha:g}" for mix, alpha in mixes.items() if alpha)
+        epochs = f"{first.epochs}, after `{first.start}`" if first.start else f"{first.epochs}"
         rows.append((
             f"`{name}`", tier, seen, f"{first.parameters / 1e6:.2f} M",
-            f"{first.train_size:,}", f"{first.epochs}", f"{row.seeds}", percent(row["mean"]),
+            f"{first.train_size:,}", epochs, f"{row.seeds}", percent(row["mean"]),
             _interval(row.low, row.high) or row.note, _interval(row.lowest, row.highest),
             "" if pd.isna(row["std"]) else f"{100 * row['std']:.2f}", f"{100 * row.seeds_noise:.2f}",
             f"{100 * row.images_noise:.2f}", _mean_of_all(part, "test_last_accuracy"), _distorted(part),

@@ -64,6 +64,13 @@ def test_the_committed_card_is_that_of_the_record():
     assert path.with_suffix(".md").read_text() == card and "a reduced schedule" not in card
 
 
+def test_the_card_of_a_run_that_went_on_says_from_where():
+    run = runs.read(runs.RECORDED / "refined/0")
+    card = publish.card(run, run.record, "refined.safetensors", 1)
+    assert "* One run with one seed (0), from the weights of beyond/0, beyond.safetensors, 1 epoch on 45,000" in card
+    assert "a reduced schedule" not in card, "its weights have had more"
+
+
 def test_the_largest_network_under_the_limit_of_parameters_can_be_published(tested, tmp_path, monkeypatch):
     full = recipe.RECIPES["beyond"].network()
     save_file(dict(full.state_dict()), tested.path / "best.safetensors")

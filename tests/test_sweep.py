@@ -456,7 +456,7 @@ def at_two_runs(nodes):
         seen = {}
 
         def watch():
-            late = time.monotonic() + 60
+            late = time.monotonic() + 180
             while time.monotonic() < late and len(under_way()) < 2:
                 time.sleep(0.01)
             time.sleep(0.3)
@@ -492,6 +492,11 @@ def test_a_cluster_that_is_stopped_and_loses_a_node_ends_with_the_same_records(
     assert shown.err == ""
     ours = [line for line in shown.out.splitlines() if line.startswith("tiny")]  # Ray itself tells of the lost node
     assert "(1 of 2 done, " in ours[0] and ours[-1].endswith("(2 of 2 done, 0 running, 0 waiting)")
+
+    learners = [LONG[0].but(name="taught", teacher="tiny"), LONG[0].but(name="refined", start="tiny")]
+    assert swept(tmp_path / "ray", learners, [0], ray=nodes.address) == dict.fromkeys(
+        ("taught/0", "refined/0"), "It learns from runs that lie here and on no node: sweep it without --ray."
+    )
 
     assert swept(tmp_path / "here", LONG, [0]) == {}
     for run in RUNS[::2]:

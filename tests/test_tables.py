@@ -63,6 +63,7 @@ def test_the_means_are_those_of_the_records():
         assert row[7] == percent(values.mean()) and row[6] == str(len(values))
         assert row[9] == f"{100 * values.min():.2f} to {100 * values.max():.2f}"
         assert row[10] == (f"{100 * values.std():.2f}" if len(values) > 1 else ""), "one run has no spread"
+    assert rows["refined"][5] == "1, after `beyond`", "of 301 epochs in all"
 
 
 def test_a_mean_over_some_of_the_seeds_is_not_shown(tmp_path):
@@ -136,7 +137,8 @@ def test_a_climb_is_told_with_what_it_changes_and_costs(tmp_path):
 def test_a_ladder_is_told_on_clean_and_on_distorted_images(tmp_path):
     """Against statsmodels' analysis of variance of the numbers that went into the store."""
     g, ladder = np.random.default_rng(3), recipe.ladder(recipe.RECIPES["reduced"])
-    clean, distorted = (0.5 + np.arange(7)[:, None] / 20 + g.normal(0, 0.004, (7, 3)) for _ in range(2))
+    steps = np.array([0, 1, 6, 7, 12, 12, 13])[:, None] / 100
+    clean, distorted = (0.5 + steps + g.normal(0, 0.004, (7, 3)) for _ in range(2))
     for row, rung in enumerate(ladder):
         for seed in range(3):
             record(tmp_path, rung.but(seed=seed), clean[row, seed], corrupted=distorted[row, seed])
@@ -153,10 +155,12 @@ def test_a_ladder_is_told_on_clean_and_on_distorted_images(tmp_path):
         for row, one in enumerate(less, 1):
             gap, (low, high) = one.effect[0], one.conf_int(0.05)[0]
             word = ("higher" if gap > 0 else "lower") if p[row - 1] < 0.05 else "inside the noise"
+            said = "p < 0.001" if p[row - 1] < 0.0005 else f"p {p[row - 1]:.3f}"
             assert found.iloc[row][[f"{short}: less the one before, points", f"{short}: verdict"]].tolist() == [
-                f"{100 * gap:+.2f} [{100 * low:+.2f} to {100 * high:+.2f}]", f"{word} (p {p[row - 1]:.3f})",
+                f"{100 * gap:+.2f} [{100 * low:+.2f} to {100 * high:+.2f}]", f"{word} ({said})",
             ]  # fmt: skip
             assert found[name].iloc[row].startswith(f"{percent(values[row].mean())} [")
+        assert min(p) < 0.0005 < max(p), "both forms are met"
         higher = found[f"{short}: verdict"].str.startswith("higher").sum()
         assert (f"{short}: of 6 differences {higher} higher" in tables.tally(found)) == (higher > 0)
 

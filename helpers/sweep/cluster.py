@@ -43,6 +43,9 @@ def run(jobs: Sequence[Job], address: str, gpus_per_run: float, stand_in: bool, 
             task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_there)
             pending = {}
             for job in jobs:
+                if job.recipe.teacher or job.recipe.start:
+                    progress.failed(job, "It learns from runs that lie here and on no node: sweep it without --ray.")
+                    continue
                 try:
                     folders.enter_context(checkpoint.hold(job.path))
                 except CourseError as error:
