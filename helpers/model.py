@@ -88,10 +88,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         where, skip = self.se_placement, self.downsample(x)
-        out = torch.relu(self.bn1(self.conv1(self.se(x) if where == "pre" else x)))
+        out = torch.relu_(self.bn1(self.conv1(self.se(x) if where == "pre" else x)))
         out = self.bn2(self.conv2(out))
         out = self.drop_path(self.se(out) if where == "standard" else out)
-        out = torch.relu(out + (self.se(skip) if where == "identity" else skip))
+        out = torch.relu_(out + (self.se(skip) if where == "identity" else skip))
         return self.se(out) if where == "post" else out
 
 
@@ -129,7 +129,7 @@ class SEResNet(nn.Module):
                 "width is at least 1, num_classes at least 2, dropout in [0, 1), drop_path in [0, 1)."
             )
         stem = nn.Conv2d(3, width, 3, stem_stride, padding=1, bias=False)
-        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         stages, channels, steps = [], width, max(sum(blocks) - 1, 1)
         rates = iter([drop_path * block / steps for block in range(sum(blocks))])
         for i, depth in enumerate(blocks):

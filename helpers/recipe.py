@@ -463,7 +463,7 @@ def ingredients(base: Recipe) -> list[Recipe]:
 
 def short(recipe: Recipe) -> Recipe:
     """A few seconds' worth of a quick recipe, for notebooks that train several of them under the quick profile."""
-    return recipe.but(name=f"{recipe.name}-short", train_size=3_000, epochs=3)
+    return recipe.but(name=f"{recipe.name}-short", train_size=3_000, val_size=500, epochs=3)
 
 
 RECIPES: dict[str, Recipe] = {

@@ -4,8 +4,6 @@ import hashlib
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 from functools import partial
@@ -192,18 +190,6 @@ def test_unwritable_folder_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "file" / "root"))
     with pytest.raises(CourseError, match=r"Cannot write to .*CIFAR10_ROOT"):
         data.fetch()
-
-
-def command(*arguments, **environment):
-    return subprocess.run([sys.executable, "-m", "helpers", *arguments], capture_output=True, text=True, cwd=ROOT,
-                          env={**os.environ, **environment})  # fmt: skip
-
-
-def test_command_line_says_it_in_one_sentence_and_exits_with_1(tmp_path):
-    result = command("train", "laptop", CIFAR10_ROOT=str(tmp_path))
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: CIFAR-10 is not in ") and result.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
 
 
 # --------------------------------------------------------------------------------------------------------- splits

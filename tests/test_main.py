@@ -26,6 +26,24 @@ def command(*arguments, **environment):
     )  # fmt: skip
 
 
+@pytest.fixture
+def here(monkeypatch, capfd):
+    """A command without images in this process, told of as a process is: one of its own spends seconds on imports."""
+
+    def call(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["helpers", *map(str, arguments)])
+            patch.setattr(warnings, "showwarning", warnings.showwarning)  # which main sets, as it does the signal
+            patch.setattr(signal, "signal", lambda *_: None)
+            for name, value in NO_DATA.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as left:
+                main()
+        return subprocess.CompletedProcess(arguments, left.value.code or 0, *capfd.readouterr())
+
+    return call
+
+
 def refused(result) -> str:
     """The one sentence of a refusal: exit code 1, one line on stderr, no traceback."""
     assert result.returncode == 1, result
@@ -76,16 +94,8 @@ def test_help_does_not_wait_for_torch(tmp_path, arguments):
     (("train", "laptop"), "CIFAR-10 is not in "),
     (("reproduce", "--profile", "paper"), "could not be downloaded|Cannot write"),
 ])  # fmt: skip
-def test_mistakes_are_one_sentence(monkeypatch, capfd, arguments, sentence):
-    """In this process: another one would spend seconds on importing torch."""
-    monkeypatch.setattr(sys, "argv", ["helpers", *map(str, arguments)])
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which main sets, as it does the signal
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    for name, value in NO_DATA.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert re.search(sentence, refused(subprocess.CompletedProcess(arguments, left.value.code, *capfd.readouterr())))
+def test_mistakes_are_one_sentence(here, arguments, sentence):
+    assert re.search(sentence, refused(here(*arguments)))
 
 
 def test_a_mistake_is_one_sentence_in_a_process_of_its_own():
@@ -100,9 +110,10 @@ def test_ctrl_c_during_an_import_is_one_sentence(tmp_path, package):
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: stopped by Ctrl-C\n")
 
 
-def test_train_then_evaluate_then_again(tmp_path):
+def test_train_then_evaluate_then_again(here, tmp_path):
     """The whole path on the drawn set: train, test, a second call that finds it done, another recipe refused."""
-    tiny = ["--set", "epochs=2", "--set", "train_size=200", "--set", "val_size=50", "--run-dir", tmp_path / "run"]
+    changes = ("epochs=2", "train_size=200", "val_size=50", "width=8", "stem_stride=2")
+    tiny = [*(word for change in changes for word in ("--set", change)), "--run-dir", tmp_path / "run"]
     first = command("train", "quick", *tiny, "--stand-in", **NO_DATA)
     assert first.returncode == 0, first.stderr
     banner, *lines = first.stdout.splitlines()
@@ -110,12 +121,12 @@ def test_train_then_evaluate_then_again(tmp_path):
     assert [line.split("epoch")[0] for line in lines[:2]] == ["quick/0 ", "quick/0 "] and len(lines) == 3
     assert re.match(r"quick/0 on stand-in: validation .* %.*, test .* % \[", lines[2])
     assert first.stderr == "", "off a terminal there is no progress bar"
-    again = command("train", "quick", *tiny, "--stand-in", **NO_DATA)
+    again = here("train", "quick", *tiny, "--stand-in")
     assert again.stdout.splitlines() == [banner, *lines[2:]], "a finished run is not trained again"
-    tested = command("evaluate", tmp_path / "run", "--stand-in", "--out", tmp_path / "out", **NO_DATA).stdout
+    tested = here("evaluate", tmp_path / "run", "--stand-in", "--out", tmp_path / "out").stdout
     assert tested.splitlines()[0] == banner and tested.splitlines()[-1:] == lines[2:]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["confusion.png", "reliability.png"]
-    other = command("train", "quick", *tiny, "--set", "momentum=0.5", "--stand-in", **NO_DATA)
+    other = here("train", "quick", *tiny, "--set", "momentum=0.5", "--stand-in")
     assert "another momentum" in refused(other)
 
 
@@ -139,9 +150,9 @@ def test_the_recorded_course_runs_without_images(tmp_path, monkeypatch):
     assert summary["state"] == "passed" and summary["data_source"] == data.CIFAR10
 
 
-def test_a_set_of_our_own_is_written_and_read_back(tmp_path):
+def test_a_set_of_our_own_is_written_and_read_back(here, tmp_path):
     path = tmp_path / "competition-like.pkl"
-    result = command("distort", "competition-like", "--out", path, "--stand-in", **NO_DATA)
+    result = here("distort", "competition-like", "--out", path, "--stand-in")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("STAND-IN DATA") and result.stdout.endswith("competition-like.pkl\n")
     images, labels, ids = data.load_shifted(path)
