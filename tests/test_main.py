@@ -159,10 +159,10 @@ def test_a_set_of_our_own_is_written_and_read_back(here, tmp_path):
     assert images.shape == (2_000, 3, 32, 32) and labels is None and ids.tolist() == list(range(2_000))
 
 
-def test_the_stand_in_is_never_recorded(tmp_path):
+def test_the_stand_in_is_never_recorded(here):
     where = ROOT / "data" / "runs" / "quick" / "999"
-    result = command("train", "quick", "--set", "epochs=2", "--set", "train_size=100", "--set", "val_size=50",
-                     "--run-dir", where, "--stand-in", **NO_DATA)  # fmt: skip
+    result = here("train", "quick", "--set", "epochs=2", "--set", "train_size=100", "--set", "val_size=50",
+                  "--run-dir", where, "--stand-in")  # fmt: skip
     assert "never recorded" in refused(result)
     assert not where.exists()
 
