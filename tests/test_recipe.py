@@ -315,8 +315,8 @@ def test_refined_differs_from_beyond_in_what_it_sees_and_for_how_long():
         "name", "start", "stage", "mixup_alpha", "cutmix_alpha", "epochs", "warmup_epochs", "learning_rate",
         "ema_decay"}  # fmt: skip
     seen = {name: (beyond[name],) for name in ("stage", "mixup_alpha", "cutmix_alpha")}
-    assert recipe.vary(RECIPES["refined"], **seen) == [
-        recipe.get("refined-stage-rotation_autoaugment-mixup_alpha-0.2-cutmix_alpha-1")]  # fmt: skip
+    assert recipe.vary(RECIPES["refined"], learning_rate=(0.02,), **seen) == [
+        recipe.get("refined-learning_rate-0.02-stage-rotation_autoaugment-mixup_alpha-0.2-cutmix_alpha-1")]  # fmt: skip
 
 
 @pytest.mark.parametrize("placement", ["", "middle", None, 1])
