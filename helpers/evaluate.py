@@ -55,8 +55,8 @@ def predict(
 ) -> Tensor:
     """Logits float32 [N, classes] of uint8 images [N, 3, H, W]; dropout off, batch norm by its running statistics.
 
-    batch_size: by default 500 on a GPU and 100 on a CPU, where an activation of 32 MiB or more is asked of the system
-    anew each time: the paper's network then takes a third longer.
+    batch_size: by default 500 on a GPU and 100 on a CPU, where the C library asks the system anew for every block of
+    memory above 32 MiB, which costs more than a larger batch saves.
     """
     device = next(model.parameters()).device
     batch_size = batch_size or (500 if device.type == "cuda" else 100)

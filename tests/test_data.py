@@ -41,6 +41,13 @@ def replace_file(root, name, content: bytes | None):
         path.write_bytes(content)
 
 
+def test_the_md5s_are_torchvisions():
+    from torchvision.datasets import CIFAR10
+
+    assert {split: [list(file) for file in files] for split, files in data.FILES.items()} == {
+        "train": CIFAR10.train_list, "test": CIFAR10.test_list}  # fmt: skip
+
+
 @needs_cifar
 @pytest.mark.parametrize(("split", "count"), [("train", 50_000), ("test", 10_000)])
 def test_load_equals_torchvision(split, count):

@@ -790,14 +790,12 @@ def _train_in_a_process(path, size_limit=None, checkpoint_seconds=0.03):
         (Path(path).parent / "error").write_text(str(error))
 
 
-WITH_THIS_FILE = ("pytest", "hypothesis", "timm.optim", "helpers.estimate", "helpers.plots")  # imported by each process
-
-
 @pytest.fixture(scope="module")
 def processes():
-    """Starts real processes quickly: a server imports what takes long once, and forks."""
+    """Starts real processes quickly: a server imports what takes long once, this file's packages too, and forks."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.train", "torch._dynamo", *WITH_THIS_FILE])
+    context.set_forkserver_preload(["helpers.train", "torch._dynamo", "helpers.estimate", "helpers.plots", "hypothesis",
+                                    "pytest", "timm.optim"])  # fmt: skip
     return context
 
 
