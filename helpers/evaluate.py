@@ -81,8 +81,8 @@ def predict_mirrored(model: nn.Module, images: Tensor, precision: str = "bfloat1
     return logits, torch.logaddexp(logits.log_softmax(1), flipped.log_softmax(1)) - math.log(2)
 
 
-def share(correct: int, count: int) -> Accuracy:
-    """correct / count with its interval (Wilson 1927, through statsmodels)."""
+def share(correct: float, count: int) -> Accuracy:
+    """correct / count with its interval (Wilson 1927, through statsmodels); correct may be a mean of several counts."""
     low, high = proportion_confint(correct, count, method="wilson")
     value = correct / count  # rounding may leave the ends of an interval at 0 or 1 on the wrong side of it
     return Accuracy(value, min(float(low), value), max(float(high), value), count)

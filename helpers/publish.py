@@ -11,7 +11,8 @@ import pandas as pd
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from helpers import evaluate, runs
+from helpers import distort, evaluate, runs
+from helpers.augment import IMAGENET_MEAN, IMAGENET_STD
 from helpers.data import CIFAR10
 from helpers.recipe import RECIPES, SHORT
 from helpers.runtime import ROOT, CourseError, percent, replacing, shown
@@ -79,11 +80,15 @@ def card(run: runs.Run, record: dict[str, Any], name: str, size: int) -> str:
 `{name}`, {size:,} bytes: weights of epoch {record["best_epoch"]} in half precision, the record as JSON in the metadata.
 
 ```python
-from helpers import evaluate, runs
+from helpers import augment, evaluate, runs
 model = evaluate.load_model(runs.read("{name}"))
+logits = evaluate.predict(model, images, augment.Augment("none"), "float32")  # images uint8 [N, 3, 32, 32], RGB
 ```
 
-`python -m helpers evaluate --weights {name}` tests them again.
+Without `evaluate.predict`: levels divided by 255, less {IMAGENET_MEAN}, divided by {IMAGENET_STD},
+a number for each channel. The logits are, in this order, those of {", ".join(test["classes"])}.
+
+`python -m helpers evaluate --weights {name}` tests them again. MIT licence, as the course.
 
 ## Recipe
 
@@ -120,12 +125,20 @@ def _corruptions(run: runs.Run) -> list[str]:
         return ["It has not been tried on distorted images."]
     table = pd.read_csv(run.path / "shift.csv")
     clean, worst = table[table.kind == "clean"].iloc[0], table.loc[table.accuracy.idxmin()]
-    mean = evaluate.mean_corruption_accuracy(table)
+    mean, count = evaluate.mean_corruption_accuracy(table), int(clean["count"])
+    surest = table.loc[(table.confidence - table.accuracy).idxmax()]
     return [
-        f"Distortions cost it accuracy: {percent(clean.accuracy)} of {clean['count']:,} test images as they are, "
-        f"{percent(mean)} on average over the scored kinds, {percent(worst.accuracy)} under "
-        f"{worst.kind.replace('_', ' ')} of severity {worst.severity}."
+        f"Distortions cost it accuracy: {percent(clean.accuracy)} of {count:,} test images as they are, "
+        f"{evaluate.share(mean * count, count)} on average over {len(distort.SCORED)} kinds of distortion, made "
+        "by the course's own code (the images of CIFAR-10-C are others); "
+        f"{percent(worst.accuracy)} under {_named(worst)}.",
+        f"Where its confidence fits its accuracy worst, under {_named(surest)}, it claims "
+        f"{percent(surest.confidence)} and is right on {percent(surest.accuracy)}.",
     ]
+
+
+def _named(row: pd.Series) -> str:
+    return f"{row.kind.replace('_', ' ')} of severity {row.severity}"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple]) -> str:

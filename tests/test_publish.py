@@ -1,12 +1,15 @@
 """A published file: the record inside, the weights rounded and nothing more, a card with the record's own numbers."""
 
 import json
+import re
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from statsmodels.stats.proportion import proportion_confint
 
 from helpers import data, evaluate, publish, recipe, runs
 from helpers.runtime import ROOT, CourseError, percent
@@ -53,8 +56,27 @@ def test_the_card_says_recipe_data_metrics_and_limits(tested, tmp_path):
     evaluate.shifted_metrics(tested.path, (3,), 50, stand_in=True)
     publish.publish(tested.path, path, stand_in=True)
     assert "not been tried" not in path.with_suffix(".md").read_text()
-    assert "of severity 3" in path.with_suffix(".md").read_text()
+    card, table = path.with_suffix(".md").read_text(), pd.read_csv(tested.path / "shift.csv")
+    mean, clean = evaluate.mean_corruption_accuracy(table), int(table["count"].iloc[0])
+    low, high = proportion_confint(mean * clean, clean, method="wilson")
+    assert f"{100 * mean:.2f} % [{100 * low:.2f}, {100 * high:.2f}] on average over 15 kinds" in card
+    worst = table.loc[(table.confidence - table.accuracy).idxmax()]
+    assert f"it claims {percent(worst.confidence)} and is right on {percent(worst.accuracy)}." in card
     assert max(map(len, card.splitlines())) < 300
+
+
+def test_the_card_tells_a_stranger_how_to_predict(tested, tmp_path, monkeypatch):
+    path = tmp_path / "tiny.safetensors"
+    publish.publish(tested.path, path, stand_in=True)
+    card, test = path.with_suffix(".md").read_text(), data.load_set("test", stand_in=True)
+    monkeypatch.chdir(tmp_path)
+    told = {"images": test.images[:50]}
+    exec(card.split("```python\n")[1].split("```")[0], told)  # from the folder that the file lies in
+    mean, std = (torch.tensor(eval(text)).view(3, 1, 1) for text in re.findall(r"\(0\.[^)]*\)", card)[:2])
+    with torch.no_grad():
+        by_hand = evaluate.load_model(runs.read(path)).eval()((test.images[:50] / 255 - mean) / std)
+    assert torch.allclose(told["logits"], by_hand, atol=1e-4)
+    assert f"those of {', '.join(test.classes)}.\n" in card
 
 
 def test_the_committed_card_is_that_of_the_record():
