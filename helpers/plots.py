@@ -469,9 +469,13 @@ def stacked(frame: pd.DataFrame, title: str, xlabel: str) -> Figure:
 
 
 def heat(frame: pd.DataFrame, title: str, label: str, low: float = 0.0, high: float = 1.0, form: str = ".2f") -> Figure:
-    """A table as a heat map with its numbers written in, rows and columns named as in the frame."""
+    """A table as a heat map with its numbers written in, rows and columns named as in the frame.
+
+    low, high: the ends of the colour scale; from below zero to above it is blue to red in steps, white between them.
+    """
     figure, axis = new(width=0.66 * frame.shape[1] + 2.4, height=0.26 * len(frame) + 1.1)
-    sns.heatmap(frame, annot=True, fmt=form, cmap="cividis", vmin=low, vmax=high, annot_kws={"size": SMALL}, ax=axis,
+    colours = "cividis" if low >= 0 else sns.color_palette("RdBu_r", 11)
+    sns.heatmap(frame, annot=True, fmt=form, cmap=colours, vmin=low, vmax=high, annot_kws={"size": SMALL}, ax=axis,
                 linewidths=0.5, cbar_kws={"label": label})  # fmt: skip
     axis.set(xlabel=frame.columns.name or "", ylabel=frame.index.name or "")
     axis.set_title(title, loc="left")
