@@ -34,26 +34,31 @@ class SEBlock(nn.Module):
         return x * weights[:, :, None, None]
 
 
-class Dropout(nn.Dropout):
-    """Dropout whose mask comes from `generator` (torch's own state if None), so that a run owns all that it draws."""
+class Dropout(nn.Module):
+    """While training, sets a random share `p` of its input to 0 and scales the rest up. [B, ...] -> the same.
 
-    generator: torch.Generator | None = None
+    shape: what is drawn for each image, a number for every thing that may be dropped: (channels,) for single numbers,
+    (1, 1, 1) for all of them at once, which at the end of a branch is stochastic depth (Huang et al. 2016). Those drawn
+    by `draw` serve until it is called again: a pass compiled as one graph cannot ask a generator, and two passes over
+    the same images may want the same mask. Without them every pass draws from torch's own state.
+    """
+
+    def __init__(self, p: float, *shape: int):
+        super().__init__()
+        self.p, self.shape = p, shape
+        self.drawn: Tensor | None = None
+
+    def draw(self, batch: int, generator: torch.Generator) -> None:
+        self.drawn = torch.rand(batch, *self.shape, device=generator.device, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        kept = torch.rand(self._drawn(x), device=x.device, generator=self.generator) >= self.p
-        return x * kept / (1 - self.p)
+        drawn = torch.rand(len(x), *self.shape, device=x.device) if self.drawn is None else self.drawn
+        return x * (drawn >= self.p) / (1 - self.p)
 
-    def _drawn(self, x: Tensor) -> tuple[int, ...]:
-        return tuple(x.shape)
-
-
-class DropPath(Dropout):
-    """Stochastic depth (Huang et al. 2016): a residual branch is left out for a whole image. [B, ...] -> the same."""
-
-    def _drawn(self, x: Tensor) -> tuple[int, ...]:
-        return (len(x),) + (1,) * (x.ndim - 1)
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
 
 
 class BasicBlock(nn.Module):
@@ -79,7 +84,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         seen = in_channels if se_placement == "pre" else out_channels
         self.se = SEBlock(seen, reduction) if reduction else nn.Identity()
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = Dropout(drop_path, 1, 1, 1)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
@@ -142,7 +147,7 @@ class SEResNet(nn.Module):
             channels = out
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(dropout, channels)
         self.fc = nn.Linear(channels, num_classes)
         self.apply(self._initialise)
 

@@ -123,9 +123,7 @@ class Trainer:
         self.forward = _compile(self.model, device) if recipe.compiled else self.model
         self.average = copy.deepcopy(self.model) if recipe.ema_decay else None
         self.draws = generator(recipe.seed, 1, device=device)
-        for module in self.model.modules():
-            if isinstance(module, Dropout):
-                module.generator = self.draws
+        self.drops = [module for module in self.model.modules() if isinstance(module, Dropout) and module.p]
         self.rate = torch.zeros((), device=device)  # a tensor: a captured step reads what it holds when it is replayed
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.model, recipe),
@@ -151,6 +149,7 @@ class Trainer:
         self.seconds = 0.0
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._catch_up()
 
     # ------------------------------------------------------------------------------------------------ one step
 
@@ -167,6 +166,8 @@ class Trainer:
         x = x.contiguous(memory_format=torch.channels_last)
         if side != x.shape[-1]:
             x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+        for drop in self.drops:
+            drop.draw(len(x), self.draws)
         self.optimizer.zero_grad(set_to_none=True)
         loss, logits = self._backward(x, mixed)
         if recipe.sam_rho:
@@ -235,11 +236,10 @@ class Trainer:
     def _follow(self) -> None:
         """Move the averaged weights and buffers towards the trained ones (Polyak & Juditsky 1992); copy counters."""
         pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
-        floats = [(a, b) for a, b in pairs if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - self.recipe.ema_decay)
-        for ours, theirs in pairs:
-            if not ours.is_floating_point():
-                ours.copy_(theirs)
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - self.recipe.ema_decay)
+        torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
 
     def step(self, index: Tensor, rate: float, side: int = 32) -> Tensor:
         """One optimiser step on the training images at `index` int64 [batch_size]; on CUDA a graph is replayed.
@@ -259,15 +259,19 @@ class Trainer:
     def _capture(self, side: int) -> torch.cuda.CUDAGraph:
         """Record one step as a graph. The warm-up steps that a capture needs are undone: they train nothing."""
         before = copy.deepcopy(self.state())
+        tuned, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True  # the same shapes at every step
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
-            for _ in range(3):
+        try:
+            with torch.cuda.stream(self._stream):
+                for _ in range(3):
+                    self._step(side)
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            graph.register_generator_state(self.draws)
+            with torch.cuda.graph(graph, stream=self._stream):
                 self._step(side)
-        torch.cuda.current_stream(self.device).wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.draws)
-        with torch.cuda.graph(graph, stream=self._stream):
-            self._step(side)
+        finally:
+            torch.backends.cudnn.benchmark = tuned
         self.restore(before)
         return graph
 
@@ -358,6 +362,12 @@ class Trainer:
         self.draws.set_state(state["draws"].cpu())
         self.best = {name: value.to(self.device) for name, value in state["best"].items()}
         self.history, self.done, self.seconds = state["history"], state["done"], state["seconds"]
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Let the run's own stream wait for what has been queued elsewhere: tensors that are new or restored."""
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
 
 def _compile(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -365,7 +375,7 @@ def _compile(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tenso
     compiler = os.environ.get("CXX", "g++" if sys.platform == "linux" else "clang++")  # what torch would call
     if device.type == "cpu" and not shutil.which(compiler):
         raise CourseError(f"compiled=True needs the C++ compiler {compiler} on a CPU: install it, or leave it False.")
-    return torch.compile(model)
+    return torch.compile(model, dynamic=False)  # a graph for each size of the images, each of fixed shapes
 
 
 def best_row(history: list[dict[str, float]]) -> dict[str, float]:
@@ -467,7 +477,7 @@ class _Session:
     def advance(self) -> None:
         """One step; a line when it closed an epoch; a checkpoint when one is due."""
         trainer = self.trainer
-        with _memory_advice(trainer.recipe, trainer.device), trainer.on_its_stream():
+        with _memory_advice(trainer.recipe, trainer.device, self.side_by_side), trainer.on_its_stream():
             next(self.steps)
         self.bar.update()
         due = time.perf_counter() - self.saved >= self.every
@@ -621,8 +631,8 @@ def _refuse_another(held: dict[str, Any], held_data: str, recipe: Recipe, source
 
 
 @contextmanager
-def _memory_advice(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Turn a device's lack of memory into a sentence with the batch size that would fit."""
+def _memory_advice(recipe: Recipe, device: torch.device, side_by_side: int = 1) -> Iterator[None]:
+    """Turn a device's lack of memory into a sentence: fewer runs at once, or the batch size that would fit."""
     try:
         yield
         return
@@ -631,12 +641,15 @@ def _memory_advice(recipe: Recipe, device: torch.device) -> Iterator[None]:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    name = device_name(device)
+    if side_by_side > 1:
+        raise CourseError(f"{side_by_side} runs side by side do not fit into the memory of {name}: train fewer of them "
+                          "at once, or let `sweep` do it, which parts them by itself.")  # fmt: skip
     fits = fitting_batch_size(recipe, device)
     advice = "nor does a batch of 2, so free some of it"
     if fits:
         rate = recipe.scaled_to(fits).learning_rate
         advice = f"batch_size={fits} does (with learning_rate={rate:g} by the linear scaling rule)"
-    name = device_name(device)
     raise CourseError(f"A batch of {recipe.batch_size} does not fit into the memory of {name}: {advice}.")
 
 

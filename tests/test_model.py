@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers.model import BasicBlock, DropPath, SEBlock, SEResNet, count_parameters
+from helpers.model import BasicBlock, Dropout, SEBlock, SEResNet, count_parameters
 from helpers.runtime import CourseError, generator
 
 LAYOUTS = [(1,), (2, 1), (1, 2, 1), (2, 2, 2, 2), (3, 3, 4, 3)]
@@ -170,8 +170,8 @@ def test_an_unknown_placement_is_refused():
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.9])
 def test_drop_path_is_torchvisions_stochastic_depth(p):
     """Whole images are left out, the others scaled up; with the same mask the same numbers."""
-    x, path = torch.randn(4_000, 2, 3, 3, generator=generator(1)), DropPath(p)
-    path.generator = generator(2)
+    x, path = torch.randn(4_000, 2, 3, 3, generator=generator(1)), Dropout(p, 1, 1, 1)
+    path.draw(len(x), generator(2))
     out = path(x)
     kept = (out != 0).flatten(1).any(1)
     assert kept.float().mean().item() == pytest.approx(1 - p, abs=5 * math.sqrt(0.25 / len(x)))
@@ -184,7 +184,7 @@ def test_drop_path_is_torchvisions_stochastic_depth(p):
 
 
 def test_drop_path_grows_from_block_to_block():
-    rates = [m.p for m in small(blocks=(1, 2, 2), drop_path=0.4).modules() if isinstance(m, DropPath)]
+    rates = [m.p for m in small(blocks=(1, 2, 2), drop_path=0.4).modules() if getattr(m, "shape", None) == (1, 1, 1)]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
     assert list(small(drop_path=0.4).state_dict()) == list(small().state_dict())
 

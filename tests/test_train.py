@@ -336,6 +336,29 @@ def test_a_compiled_step_trains_alike(stand_in, tiny):
     assert losses[0] != losses[1]  # else nothing was compiled
 
 
+def test_a_compiled_pass_is_one_graph():
+    """Nothing in it, dropout and stochastic depth least of all, makes the compiler give up half-way."""
+    net = RECIPES["beyond"].but(blocks=(1, 2), width=16, dropout=0.5).network().train()
+    for module in net.modules():
+        if isinstance(module, Dropout):
+            module.draw(4, generator(1))
+    explained = torch._dynamo.explain(net)(torch.zeros(4, 3, 16, 16))
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+
+
+def test_both_passes_of_sam_drop_the_same(stand_in, tiny):
+    """Eq. 2 and 3 of Foret et al. are about one loss; a step later it is another."""
+    trainer, seen = train.Trainer(tiny.but(sam_rho=0.05, dropout=0.5, drop_path=0.5), stand_in, CPU), []
+    for drop in trainer.drops:
+        drop.register_forward_hook(lambda module, args, out: seen.append((module, module.drawn)))
+    steps_of(trainer, 2)
+    passes = len(trainer.drops)
+    assert passes == 2 and len(seen) == 2 * 2 * passes, "two steps of two passes, through dropout and one branch"
+    first, again, later = (dict(seen[i * passes : (i + 1) * passes]) for i in range(3))
+    for drop in trainer.drops:
+        assert torch.equal(first[drop], again[drop]) and not torch.equal(first[drop], later[drop])
+
+
 def test_compiling_without_a_compiler_is_refused_at_once(stand_in, tiny, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
@@ -658,9 +681,10 @@ def test_dropout_draws_from_the_runs_own_generator(stand_in, tiny):
     state = torch.get_rng_state()
     second = steps_of(train.Trainer(tiny.but(dropout=0.5), stand_in, CPU), 4)
     assert first == second and torch.equal(torch.get_rng_state(), state)
-    dropout = Dropout(0.3)
-    dropout.generator = generator(1)
-    kept = dropout.train()(torch.ones(200_000))
+    dropout = Dropout(0.3, 2_000)
+    dropout.draw(100, generator(1))
+    kept = dropout.train()(torch.ones(100, 2_000))
+    assert torch.equal(kept, dropout(torch.ones(100, 2_000))), "until it draws again"
     assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
     assert binomtest(int((kept > 0).sum()), 200_000, 0.7).pvalue > 1e-4
     assert torch.equal(dropout.eval()(torch.ones(5)), torch.ones(5))
@@ -960,6 +984,9 @@ def test_out_of_memory_names_a_batch_that_fits(stand_in, tiny, tmp_path, monkeyp
     monkeypatch.setattr(train.Trainer, "_step", lambda self, side: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(CourseError, match="nor does a batch of 2"):
         fit(tiny, stand_in, tmp_path)
+    beside = pytest.raises(CourseError, match=r"3 runs side by side do not fit .*: train fewer")
+    with beside, train._memory_advice(tiny, CPU, 3):
+        raise torch.OutOfMemoryError
 
 
 def test_a_folder_belongs_to_one_process(processes, stand_in, tiny, tmp_path):

@@ -151,9 +151,12 @@ def apply(policy: str, x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
     A tone operation of the first slot waits for one of the second, so that two tones are one lookup. Nothing can come
     between them: an image has one operation in a slot.
     """
-    (first, second), (strength, other) = op.unbind(1), magnitude.unbind(1)
+    if policy == "trivialaugment":  # one operation an image: the second slot is empty
+        op, magnitude = op[:, :1], magnitude[:, :1]
+    (first, *second), (strength, *other) = op.unbind(1), magnitude.unbind(1)
     x = each_its_own(first - number(ops.COLOR, op), _LEVELS, x, strength)
     x = where_it_pays(ops.within(op, ops.TONES).any(1), ops.tone_levels, x, op, magnitude)
     if policy == "randaugment":  # the one policy that warps after a tone or a sharpening
-        x = where_it_pays(ops.within(second, ops.WARPS) & _pixels_read(first), ops.warp_levels, x, second, other)
-    return each_its_own(second - number(ops.COLOR, op), _LEVELS, x, other)
+        late = ops.within(second[0], ops.WARPS) & _pixels_read(first)
+        x = where_it_pays(late, ops.warp_levels, x, *second, *other)
+    return each_its_own(second[0] - number(ops.COLOR, op), _LEVELS, x, *other) if second else x
