@@ -34,7 +34,7 @@ class SEBlock(nn.Module):
         return x * weights[:, :, None, None]
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """While training, sets a random share `p` of its input to 0 and scales the rest up. [B, ...] -> the same.
 
     shape: what is drawn for each image, a number for every thing that may be dropped: (channels,) for single numbers,
@@ -44,8 +44,8 @@ class Dropout(nn.Module):
     """
 
     def __init__(self, p: float, *shape: int):
-        super().__init__()
-        self.p, self.shape = p, shape
+        super().__init__(p)
+        self.shape = shape
         self.drawn: Tensor | None = None
 
     def draw(self, batch: int, generator: torch.Generator) -> None:
@@ -56,9 +56,6 @@ class Dropout(nn.Module):
             return x
         drawn = torch.rand(len(x), *self.shape, device=x.device) if self.drawn is None else self.drawn
         return x * (drawn >= self.p) / (1 - self.p)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
 
 
 class BasicBlock(nn.Module):
