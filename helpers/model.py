@@ -39,8 +39,8 @@ class Dropout(nn.Dropout):
 
     shape: what is drawn for each image, a number for every thing that may be dropped: (channels,) for single numbers,
     (1, 1, 1) for all of them at once, which at the end of a branch is stochastic depth (Huang et al. 2016). Those drawn
-    by `draw` serve until it is called again: a pass compiled as one graph cannot ask a generator, and two passes over
-    the same images may want the same mask. Without them every pass draws from torch's own state.
+    by `draw` serve until `drawn` is None again: a pass compiled as one graph cannot ask a generator, and two passes
+    over the same images may want the same mask. Without them every pass draws from torch's own state.
     """
 
     def __init__(self, p: float, *shape: int):

@@ -126,14 +126,14 @@ def _corruptions(run: runs.Run) -> list[str]:
     table = pd.read_csv(run.path / "shift.csv")
     clean, worst = table[table.kind == "clean"].iloc[0], table.loc[table.accuracy.idxmin()]
     mean, count = evaluate.mean_corruption_accuracy(table), int(clean["count"])
-    surest = table.loc[(table.confidence - table.accuracy).idxmax()]
+    unfit = table.loc[(table.confidence - table.accuracy).abs().idxmax()]
     return [
         f"Distortions cost it accuracy: {percent(clean.accuracy)} of {count:,} test images as they are, "
         f"{evaluate.share(mean * count, count)} on average over {len(distort.SCORED)} kinds of distortion, made "
         "by the course's own code (the images of CIFAR-10-C are others); "
         f"{percent(worst.accuracy)} under {_named(worst)}.",
-        f"Where its confidence fits its accuracy worst, under {_named(surest)}, it claims "
-        f"{percent(surest.confidence)} and is right on {percent(surest.accuracy)}.",
+        f"Where its confidence fits its accuracy worst, under {_named(unfit)}, it claims "
+        f"{percent(unfit.confidence)} and is right on {percent(unfit.accuracy)}.",
     ]
 
 

@@ -172,6 +172,8 @@ class Trainer:
         loss, logits = self._backward(x, mixed)
         if recipe.sam_rho:
             self._sharpness_aware(x, mixed)
+        for drop in self.drops:
+            drop.drawn = None  # it was for this step
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         if recipe.decoupled_decay:  # Loshchilov & Hutter 2019, algorithm 1, line 9
@@ -375,6 +377,7 @@ def _compile(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tenso
     compiler = os.environ.get("CXX", "g++" if sys.platform == "linux" else "clang++")  # what torch would call
     if device.type == "cpu" and not shutil.which(compiler):
         raise CourseError(f"compiled=True needs the C++ compiler {compiler} on a CPU: install it, or leave it False.")
+    torch._dynamo.config.recompile_limit = 64  # of all networks of a process; beyond it nothing is compiled, silently
     return torch.compile(model, dynamic=False)  # a graph for each size of the images, each of fixed shapes
 
 
@@ -416,8 +419,9 @@ def fit_many(
     device = device or pick_device()
     with stop_requests() as stop, ExitStack() as folders:
         on_device = cache(lambda: data.to(device))  # once for all, and only if one of them is left to train
+        beside = len(recipes) if device.type == "cuda" else 1
         sessions = [_Session(recipe, data.source, on_device, Path(path), resume, device, checkpoint_seconds, folders,
-                             on_epoch) for recipe, path in zip(recipes, run_dirs, strict=True)]  # fmt: skip
+                             on_epoch, beside) for recipe, path in zip(recipes, run_dirs, strict=True)]  # fmt: skip
         together = [sessions] if device.type == "cuda" else [[session] for session in sessions]
         for group in together:
             _train(group, stop)
@@ -429,9 +433,10 @@ class _Session:
 
     def __init__(self, recipe: Recipe, source: str, data: Callable[[], TrainingData], path: Path, resume: bool,
                  device: torch.device, checkpoint_seconds: float, folders: ExitStack,
-                 on_epoch: OnEpoch | None):  # fmt: skip
+                 on_epoch: OnEpoch | None, beside: int):  # fmt: skip
         runs.refuse_stand_in(path, source)
         folders.enter_context(checkpoint.hold(path))
+        self.beside = beside  # runs that may share the device; `side_by_side`: those that did
         self.path, self.every, self.count = path, checkpoint_seconds, 0
         self.label = f"{recipe.name}/{recipe.seed}"
         self.run, self.trainer, self.side_by_side = None, None, 1
@@ -452,7 +457,7 @@ class _Session:
             raise CourseError(f"{shown(path)} was begun under the teachers {', '.join(begun)}, and there are others by "
                               "now: start afresh with resume=False (--fresh).")  # fmt: skip
         self.begins = _start(recipe, path.parent.parent, source)
-        with _memory_advice(recipe, device):
+        with _memory_advice(recipe, device, beside):
             self.trainer = Trainer(recipe, data(), device, [load_model(teacher) for teacher in self.teachers],
                                    load_model(self.begins) if self.begins else None)  # fmt: skip
         if state:
@@ -477,7 +482,7 @@ class _Session:
     def advance(self) -> None:
         """One step; a line when it closed an epoch; a checkpoint when one is due."""
         trainer = self.trainer
-        with _memory_advice(trainer.recipe, trainer.device, self.side_by_side), trainer.on_its_stream():
+        with _memory_advice(trainer.recipe, trainer.device, self.beside), trainer.on_its_stream():
             next(self.steps)
         self.bar.update()
         due = time.perf_counter() - self.saved >= self.every
@@ -631,7 +636,7 @@ def _refuse_another(held: dict[str, Any], held_data: str, recipe: Recipe, source
 
 
 @contextmanager
-def _memory_advice(recipe: Recipe, device: torch.device, side_by_side: int = 1) -> Iterator[None]:
+def _memory_advice(recipe: Recipe, device: torch.device, beside: int) -> Iterator[None]:
     """Turn a device's lack of memory into a sentence: fewer runs at once, or the batch size that would fit."""
     try:
         yield
@@ -642,9 +647,9 @@ def _memory_advice(recipe: Recipe, device: torch.device, side_by_side: int = 1) 
     if device.type == "cuda":
         torch.cuda.empty_cache()
     name = device_name(device)
-    if side_by_side > 1:
-        raise CourseError(f"{side_by_side} runs side by side do not fit into the memory of {name}: train fewer of them "
-                          "at once, or let `sweep` do it, which parts them by itself.")  # fmt: skip
+    if beside > 1:
+        raise CourseError(f"{beside} runs side by side do not fit into the memory of {name}: train fewer of them at "
+                          "once, or let `sweep` do it, which parts them by itself.")  # fmt: skip
     fits = fitting_batch_size(recipe, device)
     advice = "nor does a batch of 2, so free some of it"
     if fits:
