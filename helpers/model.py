@@ -49,6 +49,7 @@ class Dropout(nn.Dropout):
         self.drawn: Tensor | None = None
 
     def draw(self, batch: int, generator: torch.Generator) -> None:
+        """Uniform numbers in [0, 1) for `batch` images, float32 [batch, *shape], on the generator's device."""
         self.drawn = torch.rand(batch, *self.shape, device=generator.device, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:

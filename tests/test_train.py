@@ -349,7 +349,9 @@ def test_a_compiled_pass_is_one_graph():
 
 def test_every_size_of_the_images_is_compiled(tiny, monkeypatch):
     """As many as a recipe may have; the compiler's own limit is eight, and beyond it says nothing."""
-    graphs = torch._dynamo.testing.CompileCounter()
+    from torch._dynamo.testing import CompileCounter
+
+    graphs = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
     forward = train._compile(tiny.but(blocks=(1,)).network(), CPU)
     for side in range(10, 30, 2):
