@@ -334,9 +334,10 @@ def _images_are_there(profile: str) -> bool:
 
 def _accuracies(table) -> dict[str, str]:
     """recipe/seed -> test accuracy with its interval."""
+    tested = table.dropna(subset=["test_accuracy"]) if len(table) else table
     return {f"{row.recipe}/{row.seed}, {row.epochs} epochs":
-            f"{percent(row.test_accuracy)} of {row.test_count:,} test images [{percent(row.test_low)}, "
-            f"{percent(row.test_high)}]" for row in table.itertuples()}  # fmt: skip
+            f"{percent(row.test_accuracy)} of {int(row.test_count):,} test images [{percent(row.test_low)}, "
+            f"{percent(row.test_high)}]" for row in tested.itertuples()}  # fmt: skip
 
 
 def _fields(changes: list[str] | None) -> dict[str, object]:

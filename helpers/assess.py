@@ -66,10 +66,9 @@ def _labelled(run: runs.Run, test: ImageSet, found: dict[str, Any], logits: Tens
     print(f"{run.label} on {len(test.labels):,} images\n{evaluate.summary(found).to_string()}\n")
     print(f"{by_class[['class', 'accuracy', 'count']].to_string(index=False)}\n")
     print(f"rows true, columns predicted\n{counts.to_string()}\n")
-    bins = evaluate.reliability(logits, test.labels)
-    points = {run.label: (bins.confidence, bins.accuracy)}
+    panel = {"as they are": {run.label: [evaluate.reliability(logits, test.labels)]}}
     _save(plots.confusion(found["confusion"], test.classes), folder / "confusion.png")
-    _save(plots.diagonal(points, "Reliability", "confidence, %", "accuracy, %"), folder / "reliability.png")
+    _save(plots.reliability(panel, "Confidence against accuracy"), folder / "reliability.png")
 
 
 def _table(run: runs.Run, sets: Iterable[tuple[str, int, Tensor, Tensor]]) -> pd.DataFrame:

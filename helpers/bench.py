@@ -198,9 +198,9 @@ def matmul_flops() -> float:
     return _rate(lambda: a @ b, 2 * 4096**3, seconds=3.0)
 
 
-def flops_per_image() -> int:
-    """Floating-point operations of the paper's network for one image, forward and backward, as torch counts them."""
-    model, counter = get("paper").network(), FlopCounterMode(display=False)
+def flops_per_image(name: str = "paper") -> int:
+    """Floating-point operations of a recipe's network for one image, forward and backward, as torch counts them."""
+    model, counter = get(name).network(), FlopCounterMode(display=False)
     with counter:
         model(torch.zeros(2, 3, 32, 32)).sum().backward()
     return counter.get_total_flops() // 2

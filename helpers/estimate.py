@@ -134,10 +134,12 @@ def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
 
     Read from estimates.csv beside run.json where that is, else computed, and written there unless the run is one file.
     """
-    path = run.path / FILE
+    path, beside = run.path / FILE, siblings(run)
     if path.exists():
-        return pd.read_csv(path)
-    models = [load_model(sibling) for sibling in siblings(run)]
+        kept = pd.read_csv(path)
+        if not run.weights.exists() or ("agreement" in set(kept.method)) == (len(beside) > 1):
+            return kept  # else a sibling has come or gone since
+    models = [load_model(sibling) for sibling in beside]
     table = try_on_distortions(models, val.first(count), run.record["recipe"]["precision"])
     if run.path.is_dir():
         runs.write_table(path, table)

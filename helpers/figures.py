@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers import distort, estimate, plots, recipe, runs, stats
+from helpers import distort, estimate, evaluate, plots, recipe, runs, stats
 from helpers.data import CIFAR10
 from helpers.runtime import ROOT, CourseError, percent, shown
 
@@ -33,14 +33,14 @@ TIERS = ("gpu", "cpu", "quick")
 LADDERS = {"ladder": recipe.ladder, "climb": recipe.climb, "approach": recipe.approach}
 
 # What to see in each figure, in words: for the README, and wherever else one is shown. Of ladders and of varied fields
-# there are several: ladder_<recipe>, climb_<recipe>, approach_<recipe> and varied_<field>.
+# there are several: ladder_<recipe>, climb_<recipe>, approach_<recipe>, epochs_<recipe> and varied_<field>.
 ALT = {
     "figure_1_architecture": "The network: a stem, four stages of residual blocks with squeeze-and-excitation, and a "
     "head; every box with its layers, every stage with its output shape and parameters",
-    "figure_2_training_accuracy": "Training accuracy over epochs, a line for the mean of the seeds in a band from the "
-    f"lowest to the highest, with the paper's final {percent(PAPER_TRAIN_ACCURACY)} as a dotted level",
-    "figure_3_loss": "Training and validation loss over epochs, a line each for the mean of the seeds in a band from "
-    "the lowest to the highest",
+    "figure_2_training_accuracy": "Training accuracy over epochs (of several seeds their mean, in a band from the "
+    f"lowest to the highest), with the paper's final {percent(PAPER_TRAIN_ACCURACY)} as a dotted level",
+    "figure_3_loss": "Training and validation loss over epochs, a line each (of several seeds their mean, in a band "
+    "from the lowest to the highest)",
     "figure_4_validation_accuracy": "Validation accuracy over optimiser steps, on the images as they are and on "
     f"augmented ones, with the paper's final {percent(PAPER_VAL_ACCURACY)} on augmented ones as a dotted level",
     "ladder": "Test accuracy of each rung of the augmentation ladder: a dot for the mean over seeds with its 95 % "
@@ -55,6 +55,8 @@ ALT = {
     "varied": "Test accuracy for each value of one field of a recipe, all else being equal: a dot for the mean over "
     "seeds with its 95 % interval, the smallest value at the top; where distorted images were counted too, in a second "
     "panel",
+    "epochs": "Test accuracy over the epochs of the schedule, on a scale that doubles: a line for each rung of the "
+    "augmentation ladder, with 95 % intervals; where distorted images were counted too, in a second panel",
     "kind_severity": "A heat map of the test accuracy under each kind of distortion, a row each, at growing severity "
     "from left to right",
     "predicted_accuracy": "Accuracy predicted without labels against the true one, a panel a method, a point a "
@@ -67,15 +69,16 @@ ALT = {
 def alt(name: str) -> str:
     """The words for a figure by its file's name without .png; "" for a name that no figure has."""
     family, _, member = name.partition("_")
-    return ALT.get(family if member and family in (*LADDERS, "varied") else name, "")
+    return ALT.get(family if member and family in (*LADDERS, "epochs", "varied") else name, "")
 
 
 def main_run(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the run nearest to the paper's that has been recorded: `paper`, else `laptop`, else `quick`."""
+    """The rows of the run nearest to the paper's that has been recorded: `paper`, else `laptop`, else `quick`; of one
+    that several tiers have, those of the first of TIERS."""
     for name in NEAREST:
         rows = table[table.recipe == name] if len(table) else table
         if len(rows):
-            return rows
+            return rows[rows.tier == min(rows.tier, key=TIERS.index)]  # tiers are not averaged
     raise CourseError(f"No run of {', '.join(NEAREST)} is recorded in {shown(runs.RECORDED)}: train one first.")
 
 
@@ -169,19 +172,37 @@ def measured(rows: pd.DataFrame, by: str) -> dict[str, tuple[str, pd.DataFrame]]
     return found
 
 
+def over_images(row: Any, value: str) -> tuple[float, float]:
+    """The 95 % interval over test images of one run (a row of runs.load()): of `test_accuracy` as recorded, of
+    `corrupted_accuracy` as if each image had been counted once, which is the cautious end of it; else NaN."""
+    if value == "corrupted_accuracy" and not pd.isna(row.corrupted_accuracy):
+        found = evaluate.share(row.corrupted_accuracy * row.corrupted_count, int(row.corrupted_count))
+        return found.low, found.high
+    return (row.test_low, row.test_high) if value == "test_accuracy" else (np.nan, np.nan)
+
+
+def _means(part: pd.DataFrame, value: str, by: str, single: bool) -> pd.DataFrame:
+    """value, low, high of each group, indexed by it: the mean over seeds with its interval. Where each recipe of a
+    figure has a single seed, that over images: beside intervals over seeds it would look like a surer one."""
+    found = stats.over_seeds(part, value, by).set_index(by)[["mean", "low", "high"]].rename(columns={"mean": "value"})
+    if single:
+        for row in part.itertuples():
+            found.loc[getattr(row, by), ["low", "high"]] = over_images(row, value)
+    return found
+
+
 def _compare(rows: pd.DataFrame, by: str, title: str) -> Figure:
-    """A dot a group with the interval over its seeds (of one seed, over its images), a panel for each measure."""
-    order, frames = list(dict.fromkeys(rows[by])), {}
-    wilson = rows.groupby(by)[["test_low", "test_high"]].first().loc[order].astype(float)
-    for value, (name, part) in measured(rows, by).items():
-        found = stats.over_seeds(part, value, by).set_index(by).reindex(order)
-        low, high = found.low, found.high
-        if value == "test_accuracy":
-            low, high = low.fillna(wilson.test_low), high.fillna(wilson.test_high)
-        frames[f"{name}, %"] = pd.DataFrame({"label": order, "value": found["mean"], "low": low, "high": high})
+    """A dot a group with its interval, a panel for each measure."""
+    single, order = bool((rows.groupby(by).size() == 1).all()), list(dict.fromkeys(rows[by]))
+    frames = {f"{name}, %": _means(part, value, by, single).reindex(order).reset_index(names="label")
+              for value, (name, part) in measured(rows, by).items()}  # fmt: skip
+    return plots.interval_panels(frames, f"{title}: {_seeds(rows, by)}")
+
+
+def _seeds(rows: pd.DataFrame, by: str) -> str:
     seeds = sorted(set(rows.groupby(by).size()))
-    words = "one seed, 95 % over images" if seeds == [1] else f"mean of {' or '.join(map(str, seeds))} seeds, 95 %"
-    return plots.interval_panels(frames, f"{title}: {words}")
+    many = " or ".join(map(str, seeds))
+    return "one seed, 95 % over images" if seeds == [1] else f"mean of {many} seeds, 95 % over seeds"
 
 
 _NONE = {"mixup_alpha": "no Mixup", "cutmix_alpha": "no CutMix", "reduction": "no SE"}  # what a 0 means
@@ -217,7 +238,8 @@ def changes(base: recipe.Recipe, kind: str = "climb") -> dict[str, str]:
 def _rung_by_rung(table: pd.DataFrame, base: recipe.Recipe, kind: str) -> Figure:
     rows = rungs(table, base, kind)
     return _compare(rows.assign(rung=rows.rung.map(changes(base, kind))), "rung",
-                    f"The {kind} from {base.name}, {schedule(rows)} at first")  # fmt: skip
+                    f"The {kind} from {base.name}, {schedule(rows)}" + " at first" * (rows.epochs.nunique() > 1)
+                    )  # fmt: skip
 
 
 def climb(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -> Figure:
@@ -251,9 +273,9 @@ def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame
     alike = [column.map(str) == str(column[own].iloc[0]) for _, column in others.items()]
     rows = table[np.logical_and.reduce(alike)]
     words = rows[field].map(lambda value: _words(field, value))
-    if field == "blocks":
-        own = rows.width == rows.width[rows.recipe == base].iloc[0]
-        words = words.where(own, words + ", " + rows.width.map(lambda width: _words("width", width)))
+    for other in scaled.get(field, {}):
+        own = rows[other] == rows[other][rows.recipe == base].iloc[0]
+        words = words.where(own, words + ", " + rows[other].map(lambda value, other=other: _words(other, value)))
     words = words.mask(words.isin(words[rows.recipe == base]), lambda own: own + f" ({base})")
     rows = rows.assign(value=words, base=base)
     first = rows.sort_values("recipe", key=lambda names: names != base, kind="stable").groupby("value").recipe.first()
@@ -296,6 +318,26 @@ def all_varied(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
         found += [(f"varied_{field}" + f"_{base}" * (base != "quick"), field, rows)
                   for field, rows in (fields(table, base) | several).items()]  # fmt: skip
     return found
+
+
+def over_epochs(table: pd.DataFrame, base: recipe.Recipe) -> pd.DataFrame:
+    """The runs of those rungs of a recipe's ladder of which three lengths of the schedule or more have been run, all
+    else being equal: a rung after the other, the shortest first, with a column `rung`. Empty where there are none.
+    """
+    parts = [varied(table, "epochs", rung.name).assign(rung=rung.name) for rung in recipe.ladder(base)]
+    return pd.concat([part if part.epochs.nunique() > 2 else part[:0] for part in parts], ignore_index=True)
+
+
+def epochs(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["reduced"]) -> Figure:
+    """Test accuracy of rungs of a ladder over the length of the schedule (`over_epochs`), on clean and, where counted,
+    distorted images: the mean over seeds, with its interval where there are several."""
+    rows = over_epochs(table, base)
+    single = bool((rows.groupby("recipe").size() == 1).all())
+    panels = {f"{name}, %": {rung: _means(own, value, "epochs", single).sort_index().reset_index(names="x")
+                             for rung, own in part.groupby("rung", sort=False)}
+              for value, (name, part) in measured(rows, "rung").items()}  # fmt: skip
+    return plots.trends(panels, f"Rungs on {base.name}, schedules of several lengths: {_seeds(rows, 'recipe')}",
+                        f"epochs (the paper's: {recipe.RECIPES['paper'].epochs})")  # fmt: skip
 
 
 def beside(table: pd.DataFrame, name: str, root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -350,11 +392,12 @@ def draw(root: Path = runs.RECORDED) -> dict[str, Figure]:
         drawn |= {"figure_2_training_accuracy": training_accuracy(rows), "figure_3_loss": loss(rows),
                   "figure_4_validation_accuracy": validation_accuracy(rows)}  # fmt: skip
         if set(table.data) == {CIFAR10}:  # the stand-in set is never compared
-            drawn["reported_reproduced"] = reported(table)
+            drawn["reported_reproduced"] = reported(table.dropna(subset=["test_accuracy"]))
     tested = table.dropna(subset=["test_accuracy"])
     for kind, make in (("ladder", ladder), ("climb", climb), ("approach", approach)):
         drawn |= {f"{kind}_{base.name}": make(tested, base) for base in bases(tested, kind)}
     drawn |= {name: vary(rows, field) for name, field, rows in all_varied(tested)}
+    drawn |= {f"epochs_{base.name}": epochs(tested, base) for base in bases(tested) if len(over_epochs(tested, base))}
     for name, file, make in (("kind_severity", "shift.csv", kind_severity),
                              ("predicted_accuracy", estimate.FILE, predicted_accuracy)):  # fmt: skip
         found, rows = beside(table, file, root)
@@ -364,10 +407,14 @@ def draw(root: Path = runs.RECORDED) -> dict[str, Figure]:
 
 
 def regenerate(folder: Path = FIGURES, root: Path = runs.RECORDED, source: str = CIFAR10) -> list[Path]:
-    """Draw every figure for which there are runs below `root` into `folder`; the same runs give the same bytes."""
+    """Draw every figure for which there are runs below `root` into `folder`, and remove there those of runs that are
+    gone; the same runs give the same bytes."""
     plots.start(source)
     drawn = draw(root)
     paths = [folder / f"{name}.png" for name in drawn]
     for path, figure in zip(paths, drawn.values(), strict=True):
         plots.save(figure, path)
+    for old in set(folder.glob("*.png")) - set(paths):
+        if alt(old.stem):  # one of ours, of runs that are gone
+            old.unlink()
     return paths

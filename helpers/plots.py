@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator
+from seaborn.utils import relative_luminance
 from torch import Tensor, nn
 
 from helpers.data import BANNER, STAND_IN
@@ -44,6 +45,7 @@ def start(source: str) -> None:
         "figure.dpi": 80, "savefig.dpi": 120, "figure.constrained_layout.use": True, "axes.titleweight": "bold",
         "axes.titlelocation": "left", "axes.titlesize": "medium", "font.family": "DejaVu Sans", "grid.color": "0.9",
         "axes.spines.top": False, "axes.spines.right": False, "image.interpolation": "nearest",
+        "figure.max_open_warning": 0,  # figures/ alone has more than the 20 at which it warns
     })  # fmt: skip
     _stamp = None
     if source == STAND_IN:
@@ -258,7 +260,8 @@ def _describe(module: nn.Module, row: Any) -> str:
         gates = f"SE {squeeze.in_features}→{squeeze.out_features}→{squeeze.in_features}" if squeeze else "no SE"
         return f"{kernel} conv {module.conv1.out_channels}{step}\n{kernel} conv {module.conv2.out_channels}\n{gates}"
     if isinstance(module, nn.Sequential):
-        return f"{'×'.join(map(str, module[0].kernel_size))} conv {module[0].out_channels}\nbatch norm\nReLU"
+        step = f" /{module[0].stride[0]}" if module[0].stride[0] > 1 else ""
+        return f"{'×'.join(map(str, module[0].kernel_size))} conv {module[0].out_channels}{step}\nbatch norm\nReLU"
     if isinstance(module, nn.Linear):
         return f"linear\n{module.in_features}→{module.out_features}"
     if isinstance(module, nn.Dropout):
@@ -367,6 +370,26 @@ def _dots(axis: Any, frame: pd.DataFrame, xlabel: str, style: int = 0) -> None:
     axis.margins(x=0.1)
 
 
+def trends(panels: Mapping[str, Mapping[str, pd.DataFrame]], title: str, xlabel: str) -> Figure:
+    """Panels side by side, their labels to the left: a line a name over values that double, with intervals.
+
+    panels: label -> name -> columns x, value, low, high; all but x in [0, 1], NaN ends leave a point without a bar.
+    """
+    figure, axes = new(1, len(panels), width=8.8, height=3.4, squeeze=False)
+    _head(figure, title)
+    for axis, (ylabel, lines) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, frame) in enumerate(lines.items()):
+            x, level = frame["x"].to_numpy(), 100 * frame[["value", "low", "high"]].to_numpy(float).T
+            axis.errorbar(x, level[0], yerr=[level[0] - level[1], level[2] - level[0]], capsize=3, linewidth=1.4,
+                          label=name, linestyle=DASHES[i % 7], marker=MARKERS[i % 7], color=PALETTE[i % 10]
+                          )  # fmt: skip
+        places = sorted({x for frame in lines.values() for x in frame["x"]})
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel=xlabel, ylabel=ylabel, xticks=places, xticklabels=map(str, places))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
+    return figure
+
+
 def forest(frame: pd.DataFrame, title: str) -> Figure:
     """Differences with their intervals, as `helpers.shift.shift` gives them: a row a measure, a dotted line at none.
 
@@ -383,12 +406,14 @@ def forest(frame: pd.DataFrame, title: str) -> Figure:
     for which, fill in ((sure, PALETTE[0]), (~sure, "white")):
         axis.plot(value[which], y[which], "o", color=PALETTE[0], markerfacecolor=fill, markersize=6)
     axis.margins(x=0.1)
-    axis.set_xscale("symlog", linthresh=1)
-    ticks = [-100, -30, -10, -3, -1, -0.5, 0, 0.5, 1, 3, 10, 30, 100]
-    axis.set_xticks([tick for tick in ticks if axis.get_xlim()[0] <= tick <= axis.get_xlim()[1]])
+    label = "difference of the means, in the reference's standard deviations"
+    if frame[["low", "high"]].abs().max(axis=None) > 3:  # one far away would leave the others no room
+        label += " (logarithmic beyond 1)"
+        axis.set_xscale("symlog", linthresh=1)
+        ticks = [-100, -30, -10, -3, -1, -0.5, 0, 0.5, 1, 3, 10, 30, 100]
+        axis.set_xticks([tick for tick in ticks if axis.get_xlim()[0] <= tick <= axis.get_xlim()[1]])
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set(title=title, xlabel="difference of the means, in the reference's standard deviations", yticks=y,
-             ylim=(-0.7, len(frame) - 0.3))  # fmt: skip
+    axis.set(title=title, xlabel=label, yticks=y, ylim=(-0.7, len(frame) - 0.3))
     axis.set_yticklabels([str(name).replace("_", " ") for name in frame.index])
     return figure
 
@@ -439,10 +464,13 @@ def shares(frame: pd.DataFrame, title: str) -> Figure:
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
     """Rows the true class, columns the prediction, in per cent of the row; the diagonal is what went right."""
     matrix = np.asarray(counts, float)
-    share = 100 * matrix / matrix.sum(1, keepdims=True)
+    total = matrix.sum(1, keepdims=True)  # of a class that is not there 0: its row stays empty
+    share = 100 * np.divide(matrix, total, out=np.full_like(matrix, np.nan), where=total > 0)
     figure, axis = new(width=6.6, height=4.8)
-    sns.heatmap(share, annot=True, fmt=".0f", cmap="cividis", vmin=0, vmax=100, xticklabels=list(classes), square=True,
-                yticklabels=list(classes), annot_kws={"size": SMALL}, ax=axis, cbar_kws={"label": "%"})  # fmt: skip
+    sns.heatmap(share, annot=True, fmt=".0f", cmap=sns.color_palette("cividis", 10), vmin=0, vmax=100, square=True,
+                xticklabels=list(classes), yticklabels=list(classes), annot_kws={"size": SMALL}, ax=axis,
+                cbar_kws={"label": "%"})  # fmt: skip
+    _readable(axis)
     axis.set(xlabel="predicted", ylabel="true")
     plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     return figure
@@ -471,17 +499,28 @@ def stacked(frame: pd.DataFrame, title: str, xlabel: str) -> Figure:
 def heat(frame: pd.DataFrame, title: str, label: str, low: float = 0.0, high: float = 1.0, form: str = ".2f") -> Figure:
     """A table as a heat map with its numbers written in, rows and columns named as in the frame.
 
-    low, high: the ends of the colour scale; from below zero to above it is blue to red in steps, white between them.
+    low, high: the ends of the colour scale, in steps that survive a notebook's few colours; from below zero to above it
+    is blue to red, white between them.
     """
     figure, axis = new(width=0.66 * frame.shape[1] + 2.4, height=0.26 * len(frame) + 1.1)
-    colours = "cividis" if low >= 0 else sns.color_palette("RdBu_r", 11)
+    colours = sns.color_palette("cividis", 10) if low >= 0 else sns.color_palette("RdBu_r", 11)
     sns.heatmap(frame, annot=True, fmt=form, cmap=colours, vmin=low, vmax=high, annot_kws={"size": SMALL}, ax=axis,
                 linewidths=0.5, cbar_kws={"label": label})  # fmt: skip
+    _readable(axis)
     axis.set(xlabel=frame.columns.name or "", ylabel=frame.index.name or "")
     axis.set_title(title, loc="left")
     axis.tick_params(axis="x", rotation=30)
     axis.tick_params(axis="y", rotation=0)
     return figure
+
+
+def _readable(axis: Any) -> None:
+    """The numbers on a heat map in black or white, whichever stands out more from its cell (WCAG 2, contrast ratio)."""
+    mesh, columns = axis.collections[0], round(axis.get_xlim()[1])
+    for text in axis.texts:
+        x, y = text.get_position()
+        luminance = relative_luminance(mesh.get_facecolors()[int(y) * columns + int(x)])
+        text.set_color("black" if luminance > 0.18 else "white")
 
 
 def diagonal(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str, ylabel: str,

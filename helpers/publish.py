@@ -81,14 +81,14 @@ def card(run: runs.Run, record: dict[str, Any], name: str, size: int) -> str:
 
 ```python
 from helpers import augment, evaluate, runs
-model = evaluate.load_model(runs.read("{name}"))
+model = evaluate.load_model(runs.read("{name}"))  # or the path to it
 logits = evaluate.predict(model, images, augment.Augment("none"), "float32")  # images uint8 [N, 3, 32, 32], RGB
 ```
 
 Without `evaluate.predict`: levels divided by 255, less {IMAGENET_MEAN}, divided by {IMAGENET_STD},
 a number for each channel. The logits are, in this order, those of {", ".join(test["classes"])}.
 
-`python -m helpers evaluate --weights {name}` tests them again. MIT licence, as the course.
+`python -m helpers evaluate --weights {name}` (or the path to it) tests them again. MIT licence, as the course.
 
 ## Recipe
 

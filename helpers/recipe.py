@@ -20,7 +20,7 @@ PRECISIONS = ("bfloat16", "float32")
 SCHEDULES = ("cosine", "constant")
 SHAPE = ("blocks", "width", "stem_stride", "reduction", "se_placement")  # two that agree in these have like weights
 SPLIT = ("val_size", "split_seed")  # and in these the same validation images
-SHORT = "A short schedule punishes strong augmentation."  # said wherever a reduced schedule is shown
+SHORT = "Small networks and short schedules lose by strong augmentation."  # said wherever a reduced schedule is shown
 
 # What a number may be: (lowest, highest), both allowed. Wider than anyone needs, narrow enough to catch a slip.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -279,12 +279,11 @@ _QUICK = Recipe(
 
 _PAPER = Recipe("paper", mixup_alpha=1.0)  # ours: alpha = 1, for the reasons in notebook 04
 
-# The paper's recipe in a twelfth of its epochs, for a machine without a GPU: under two hours on two cores. A schedule
-# this short punishes strong augmentation.
+# The paper's recipe in a twelfth of its epochs, for a machine without a GPU: under two hours on two cores.
 _LAPTOP = _PAPER.but(name="laptop", epochs=25, warmup_epochs=1)
 
 # The paper's recipe on quick's network and images, three times as long as quick: a ladder that two cores can climb with
-# three seeds. A schedule this short punishes strong augmentation.
+# three seeds.
 _REDUCED = _PAPER.but(
     name="reduced",
     blocks=_QUICK.blocks,
@@ -312,7 +311,7 @@ _BEYOND = _PAPER.but(
     warmup_epochs=5,
     ema_decay=0.999,
     policy="trivialaugment",  # Müller and Hutter 2021
-    mixup_alpha=0.2,  # Zhang et al. 2017 for long schedules with strong augmentation
+    mixup_alpha=0.2,  # Zhang et al. 2017 on ImageNet; small, since CutMix mixes too
     cutmix_alpha=1.0,  # Yun et al. 2019
 )
 

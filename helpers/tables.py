@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +26,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) 
 
 def _interval(low: float, high: float, sign: str = "") -> str:
     """Two shares as the ends of an interval in per cent or points; nothing where there is none."""
+    if not sign:  # a share is nowhere else
+        low, high = max(low, 0.0), min(high, 1.0)
     return "" if pd.isna(low) else f"{100 * low:{sign}.2f} to {100 * high:{sign}.2f}"
 
 
@@ -47,6 +49,8 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     seed with its own; the verdict, with p after Holm's correction for the rows of the column (`helpers.stats.steps`).
     Empty where nothing was run.
     """
+    if rows.empty:
+        return pd.DataFrame()
     by = "rung" if "rung" in rows else "value"
     order = list(dict.fromkeys(rows[by]))
     base = None if by == "rung" else rows["value"][rows.recipe == rows.base].iloc[0]
@@ -145,6 +149,37 @@ def costs(rows: pd.DataFrame, base: recipe.Recipe, kind: str = "climb") -> pd.Da
     }, index=means.index)  # fmt: skip
 
 
+def epochs(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
+    """Rungs of a ladder over the length of the schedule, and each less the one before it, paired by seed."""
+    parts = []
+    for base in figures.bases(table):
+        if len(rows := figures.over_epochs(table, base)):
+            found = lengths(rows).reset_index()
+            words = _setting(rows, f"{rows.epochs.min()} to {rows.epochs.max()} epochs")
+            parts.append(f"On `{base.name}` {words}:\n\n{markdown(list(found), found.astype(str).to_numpy().tolist())}"
+                         f"{_drawn(f'epochs_{base.name}', page)}")  # fmt: skip
+    return "\n".join(parts) or "None is recorded yet.\n"
+
+
+def lengths(rows: pd.DataFrame) -> pd.DataFrame:
+    """The runs of `figures.over_epochs` as text: a row a length, indexed by `epochs`. Columns: how many seeds each rung
+    has (one number where all have as many); for each measure the mean over seeds of each rung, and each rung less the
+    one before it, paired by seed, with an interval where seeds allow.
+    """
+    many = rows.groupby(["epochs", "rung"]).size().groupby("epochs")
+    table = pd.DataFrame({"seeds": many.agg(lambda counts: " or ".join(map(str, sorted(set(counts)))))})
+    for value, (name, part) in figures.measured(rows, "rung").items():
+        short, order, less = name.partition(" ")[0], list(dict.fromkeys(part.rung)), {}
+        means = part.pivot_table(index="epochs", columns="rung", values=value)[order]
+        table = table.join(means.map(percent, na_action="ignore").add_prefix(f"{short}: "))
+        for (before, after), (count, own) in product(pairwise(order), part.groupby("epochs")):
+            for row in stats.steps(own[own.rung.isin((before, after))], (before, after), value, "rung").itertuples():
+                cell = _cell(f"{100 * row.difference:+.2f}", row.low, row.high, "+")
+                less.setdefault(f"{short}: {after} less {before}, points", {})[count] = cell
+        table = table.join(pd.DataFrame(less))
+    return table.fillna("")
+
+
 def varied(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
     """Every field of `quick` and of `paper` that was varied alone: its values with intervals, each less the base's."""
     parts = []
@@ -157,11 +192,14 @@ def varied(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
     return "\n".join(parts) or "None is recorded yet.\n"
 
 
-def _setting(rows: pd.DataFrame) -> str:
+def _setting(rows: pd.DataFrame, schedule: str = "") -> str:
     """What was run, in brackets, with what the distorted images were where they were counted."""
     first, seeds = rows.iloc[0], ", ".join(map(str, sorted(set(rows.seed))))
-    text = f"tier {first.tier}, {figures.schedule(rows)}, {first.train_size:,} images, seeds {seeds}"
+    tiers = " and ".join(dict.fromkeys(rows.tier))
+    text = f"tier {tiers}, {schedule or figures.schedule(rows)}, {first.train_size:,} images, seeds {seeds}"
     by = "rung" if "rung" in rows else "value"
+    if not schedule and rows.groupby(by).seed.nunique().nunique() > 1:
+        text += f", fewer of some {by}s"
     if "corrupted_accuracy" in (found := figures.measured(rows, by)):
         one = found["corrupted_accuracy"][1].iloc[0]
         text += f"; corrupted: {one.corrupted_count:,.0f} test images at severities {one.corrupted_severities}"
@@ -192,9 +230,9 @@ def reported(table: pd.DataFrame) -> str:
             if not len(found) or found.seeds[0] < len(part):  # not recorded of every seed
                 cells.append("")
                 continue
-            row, first = found.iloc[0], part.iloc[0]
-            one = (first.test_low, first.test_high) if column == "test_accuracy" else (row.low, row.high)
-            cells.append(_cell(percent(row["mean"]), *((row.low, row.high) if row.seeds > 1 else one)))
+            row = found.iloc[0]
+            ends = (row.low, row.high) if row.seeds > 1 else figures.over_images(part.iloc[0], column)
+            cells.append(_cell(percent(row["mean"]), *ends))
         rows.append([label, percent(level) if level else "not given", *cells])
     rows.append(["hidden test, distorted", "about 86 %", *[""] * len(figures.TIERS)])
     return markdown(("classified right", "paper", *figures.TIERS), rows)
@@ -208,13 +246,13 @@ def beyond(table: pd.DataFrame) -> str:
         if part.empty:
             continue
         mean, first, counted = stats.over_seeds(part).iloc[0], part.iloc[0], part.dropna(subset=["corrupted_accuracy"])
-        low, high = (first.test_low, first.test_high) if mean.seeds == 1 else (mean.low, mean.high)
+        low, high = (mean.low, mean.high) if mean.seeds > 1 else figures.over_images(first, "test_accuracy")
         rows.append((
             f"`{name}`", f"{first.parameters / 1e6:.2f} M", f"{first.epochs}", f"{mean.seeds}",
             _cell(percent(mean["mean"]), low, high), _mean_of_all(part, "test_last_accuracy"),
             _mean_of_all(part, "mirrored_accuracy"),
             f"{_distorted(counted)}, seed {', '.join(map(str, counted.seed))}" if len(counted) else "",
-            f"{first.seconds:,.0f} s, {first.device}",
+            f"{first.seconds:,.0f} s, {first.device}" if first.seed == 0 else "",
         ))  # fmt: skip
     head = ("recipe", "parameters", "epochs", "seeds", "test", "last epoch", "with mirror images", "distorted",
             "seed 0 took")  # fmt: skip
@@ -238,7 +276,7 @@ def speed() -> str:
     columns = {"": [
         "one step of the paper's recipe, against a plain float32 loop with a DataLoader",
         f"the same with `--set compiled=True` (`torch.compile`, after {waits} of compiling)",
-        "share of this machine's rate at matrix products, and compiled",
+        "share of the machine's rate at matrix products; the same, compiled",
         "the whole augmentation, against the faster of two torchvision DataLoaders",
         "and against kornia (`pip install kornia` to have its row)",
     ]}  # fmt: skip
@@ -253,8 +291,9 @@ def speed() -> str:
     share = f"{100 * loops.augment[ours, batches[0]]:.1f} %"
     where = [table.device.iloc[0] for table in (steps, augmented, distorted)]
     devices = where[0] if len(set(where)) == 1 else "{}; the augmentation on {}; the distortions on {}".format(*where)
+    rows = [row for row in zip(*columns.values(), strict=True) if "nan" not in " ".join(row)]  # no compiler, no kornia
     return (
-        markdown(list(columns), list(zip(*columns.values(), strict=True)))
+        markdown(list(columns), rows)
         + f"\nOn {devices}. The augmentation is {share} of a step of {batches[0]}. The "
         f"{len(distorted) - 1} scored distortions at five severities over 10,000 images ({whole.images:,} images) take "
         f"{whole.seconds:.0f} s.\n"
@@ -273,10 +312,12 @@ def fill(text: str, page: Path = PAGES[0], root: Path = runs.RECORDED) -> str:
     `<!-- table: recipes -->` or `<!-- figure: ladder_quick -->` begin a block, `<!-- end -->` ends it. Raises
     CourseError for a table or figure that there is not.
     """
-    table = runs.current(runs.load(root)).dropna(subset=["test_accuracy"])
+    if (table := runs.current(runs.load(root))).empty:
+        raise CourseError(f"No run is recorded in {shown(root)}: train one first.")
+    table = table.dropna(subset=["test_accuracy"])
     made = {"recipes": lambda: recipes(table), "ladders": lambda: ladders(table, page),
-            "varied": lambda: varied(table, page), "reported": lambda: reported(table), "beyond": lambda: beyond(table),
-            "speed": speed}  # fmt: skip
+            "varied": lambda: varied(table, page), "epochs": lambda: epochs(table, page),
+            "reported": lambda: reported(table), "beyond": lambda: beyond(table), "speed": speed}  # fmt: skip
 
     def block(match: re.Match) -> str:
         begin, kind, name, _, end = match.groups()

@@ -1,12 +1,13 @@
 """The measurements: what they count, and how they are kept; how fast anything is, is no test's business."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
-from helpers import bench
+from helpers import bench, recipe
 from helpers.data import draw_stand_in
 from helpers.distort import SCORED
 from helpers.runtime import CourseError
@@ -42,15 +43,42 @@ def test_a_table_is_kept_with_where_it_was_measured(monkeypatch, tmp_path):
         bench.measure("nope")
 
 
-def test_both_loops_train_the_same_network_on_the_same_images():
+def test_a_rate_is_images_by_seconds_after_a_call_that_does_not_count(monkeypatch):
+    monkeypatch.setattr(bench.time, "perf_counter", map(float, itertools.count()).__next__)
+    calls = []
+    assert bench._rate(lambda: calls.append(1), 10, 5) == 10 * 4 / 5
+    assert len(calls) == 1 + 4
+
+
+def test_both_loops_train_the_papers_network(monkeypatch):
     """A step of each runs; ours is the engine's own generator of steps, driven as a run drives it."""
-    g = torch.Generator().manual_seed(0)
+    g, made, network = torch.Generator().manual_seed(0), [], recipe.Recipe.network
+    monkeypatch.setattr(recipe.Recipe, "network", lambda self: made.append(network(self)) or made[-1])
     images = torch.randint(256, (64, 3, 32, 32), generator=g, dtype=torch.uint8).numpy()
     labels = torch.randint(10, (64,), generator=g).numpy()
-    for make, count in (bench.LOOPS["plain loop, DataLoader"], bench.LOOPS["this course"]):
+    for name in ("plain loop, DataLoader", "this course"):
+        make, count = bench.LOOPS[name]
         parts = make(images, labels, 8, count)
+        before = [weight.detach().clone() for weight in made[-1].parameters()]
         parts["step"]()
-        assert set(parts) in ({"step"}, {"step", "alone", "augment"})
+        assert sum(weight.numel() for weight in made[-1].parameters()) == 4_698_028, name
+        assert not any(torch.equal(*pair) for pair in zip(before, made[-1].parameters(), strict=True)), name
+        assert set(parts) == ({"step"} if name.startswith("plain") else {"step", "alone", "augment"})
+
+
+def test_the_columns_of_the_steps_follow_from_the_rates(monkeypatch):
+    rates = {"plain loop, DataLoader": {"step": 50.0},
+             "this course": {"step": 200.0, "alone": 250.0, "augment": 4000.0}}  # fmt: skip
+    monkeypatch.setattr(bench, "LOOPS", dict.fromkeys(rates, (None, 1)))
+    monkeypatch.setattr(bench, "_loop", lambda name, batch, seconds: {**rates[name], "first": 0.5, "MB": 7.0})
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(bench, "load_cifar10", lambda split: None)
+    monkeypatch.setattr(bench, "matmul_flops", iter((3e12, 5e12)).__next__)
+    monkeypatch.setattr(bench, "flops_per_image", lambda: 1e10)
+    plain, ours = bench.train_table((64,)).set_index("loop").to_dict("index").values()
+    assert (plain["ours"], plain["ceiling"], plain["s/epoch"]) == (4.0, 0.125, 900.0)
+    assert (ours["ours"], ours["ceiling"], ours["s/epoch"]) == (1.0, 0.5, 225.0)
+    assert (ours["augment"], ours["between"], ours["first s"], ours["MB"]) == (0.05, 0.2, 0.5, 7.0)
 
 
 def test_without_a_compiler_the_other_loops_are_measured(monkeypatch):

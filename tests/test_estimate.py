@@ -176,6 +176,10 @@ def test_trials_are_fitted_and_tried_on_validation_images_and_kept(seeds, stand_
     monkeypatch.setattr(estimate, "try_on_distortions", None)  # what is kept is not made again
     pd.testing.assert_frame_equal(estimate.trials(run, val), found, atol=1e-6)
     assert (seeds / "0" / "estimates.csv").read_bytes() == kept
+    shutil.rmtree(seeds / "1")
+    monkeypatch.undo()
+    monkeypatch.setattr(distort, "KINDS", ("contrast",))
+    assert set(estimate.trials(run, val, count=60).method) == {"ATC", "DoC"}, "its sibling is gone"
 
 
 def test_an_unlabelled_set_gets_a_submission_and_an_estimate(seeds, tmp_path, without_cifar10, monkeypatch, capsys):
@@ -196,17 +200,25 @@ def test_an_unlabelled_set_gets_a_submission_and_an_estimate(seeds, tmp_path, wi
     assert (seeds / "0" / "estimates.csv").exists()
 
 
-def test_a_labelled_set_and_a_cifar_10_c_folder_are_told_apart(seeds, tmp_path, capsys):
+def test_a_labelled_set_and_a_cifar_10_c_folder_are_told_apart(seeds, tmp_path, monkeypatch, capsys):
     images, labels, *_ = data.draw_stand_in(50, seed=8)
     folder, out = tmp_path / "corrupted", tmp_path / "out"
     folder.mkdir()
     np.save(folder / "contrast.npy", images.permute(0, 2, 3, 1).numpy())
     np.save(folder / "labels.npy", labels.numpy())
     run = runs.read(seeds / "1")
+    drawn = {}
+    monkeypatch.setattr(assess, "_save", lambda figure, path: drawn.update({path.name: figure.axes[0]}))
     assess.shifted(run, folder, out)
     assert "mean corruption accuracy" in capsys.readouterr().out
-    assert len(pd.read_csv(out / "corruptions.csv")) == 5 and (out / "corruptions.png").exists()
-    assess.shifted(run, folder / "contrast.npy", out)
     logits = evaluate.predict(evaluate.load_model(run), images, evaluate.Augment("none"), "float32").cpu()
+    answers = logits.argmax(1)
+    right = [sklearn.metrics.accuracy_score(*pair) for pair in zip(labels.split(10), answers.split(10), strict=True)]
+    np.testing.assert_allclose(pd.read_csv(out / "corruptions.csv").accuracy, right)
+    np.testing.assert_allclose(drawn["corruptions.png"].collections[0].get_array().ravel(), 100 * np.array(right))
+    assess.shifted(run, folder / "contrast.npy", out)
     assert str(evaluate.accuracy(logits, labels)) in capsys.readouterr().out
-    assert (out / "confusion.png").exists() and (out / "reliability.png").exists()
+    shares = 100 * sklearn.metrics.confusion_matrix(labels, answers, labels=range(10), normalize="true")
+    np.testing.assert_allclose(drawn["confusion.png"].collections[0].get_array().reshape(10, 10), shares)
+    panel = drawn["reliability.png"]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("confidence, %", "right, %")

@@ -60,6 +60,7 @@ DRAWN = {
     "figures.training_accuracy(": "figure_2_training_accuracy", "figures.loss(": "figure_3_loss",
     "figures.validation_accuracy(": "figure_4_validation_accuracy", "figures.ladder(": "ladder",
     "figures.vary(": "varied", "figures.kind_severity(": "kind_severity",
+    "figures.epochs(": "epochs",
     "figures.climb(": "climb", "figures.approach(": "approach", "figures.predicted_accuracy(": "predicted_accuracy",
     "figures.reported(": "reported_reproduced",
 }  # fmt: skip

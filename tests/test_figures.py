@@ -64,6 +64,11 @@ def test_regenerating_twice_gives_the_same_bytes(store, tmp_path):
     assert {path.stem for path in first} == ALWAYS | {"ladder_quick", "reported_reproduced"}
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert not plt.get_fignums(), "every figure is closed"
+    for name in ("varied_dropout", "photograph"):
+        (tmp_path / "first" / f"{name}.png").touch()
+    figures.regenerate(tmp_path / "first", store)
+    left = {path.stem for path in (tmp_path / "first").iterdir()} - {path.stem for path in first}
+    assert left == {"photograph"}, "what belongs to runs that are gone goes with them"
 
 
 def test_published_figures_say_what_was_run(store):
@@ -144,7 +149,7 @@ def test_a_field_is_varied_by_runs_alike_in_all_else(store):
     assert list(figures.measured(rows, "value")) == ["test_accuracy"], "quick was not counted on distorted images"
     axis = figures.draw(store)["varied_mixup_alpha"].axes[0]
     np.testing.assert_allclose(axis.lines[0].get_xdata(), [51.1, 70, 60])
-    assert axis.figure.get_suptitle() == "mixup_alpha varied on quick, 8 of 300 epochs: mean of 2 or 3 seeds, 95 %"
+    assert axis.figure.get_suptitle().endswith(" on quick, 8 of 300 epochs: mean of 2 or 3 seeds, 95 % over seeds")
     assert list(dict.fromkeys(figures.varied(table, "reduction")["value"])) == ["no SE", "reduction 4 (quick)"]
 
 
@@ -176,6 +181,31 @@ def test_an_approach_is_drawn_and_told_once_two_of_its_own_rungs_are_there(store
     text = tables.ladders(runs.current(runs.load(store)).dropna(subset=["test_accuracy"]))
     assert "Towards `beyond`, from `quick` (tier quick, 8 of 300 epochs" in text
     assert "| `quick-with_trivialaugment` | policy trivialaugment |" in text
+
+
+def test_rungs_are_drawn_over_epochs_once_three_schedules_of_one_are_there(store):
+    first, last = recipe.ladder(QUICK)[1], recipe.ladder(QUICK)[-1]
+    for rung, accuracies in ((first, (0.6, 0.7)), (last, (0.4, 0.6))):
+        for epochs, accuracy in zip((4, 32), accuracies, strict=True):
+            if (rung, epochs) == (last, 32):
+                assert "epochs_quick" in figures.draw(store), "the first has three"
+                assert len(figures.epochs(runs.load(store), QUICK).axes[0].containers) == 1
+                plt.close("all")
+            record(store, recipe.vary(rung, epochs=[epochs])[0], accuracy, corrupted=accuracy - 0.1)
+    record(store, QUICK.but(name="other", epochs=16, width=8), 0.9)
+    assert len(figures.epochs(runs.load(store), QUICK).axes) == 1, "neither rung itself was counted on distorted images"
+    record(store, last, 0.56, corrupted=0.5)
+    clean, distorted = figures.epochs(runs.load(store), QUICK).axes
+    damaged = [bars.lines[0].get_xydata().tolist() for bars in distorted.containers]
+    np.testing.assert_allclose(damaged[0], [(4, 50), (32, 60)])
+    np.testing.assert_allclose(damaged[1], [(4, 30), (8, 50), (32, 50)])
+    lines = [bars.lines[0].get_xydata() for bars in clean.containers]
+    np.testing.assert_allclose(lines, [[(4, 60), (8, 51.1), (32, 70)], [(4, 40), (8, 56.1), (32, 60)]])
+    (bar,) = (bar for bar in clean.containers[0].lines[2][0].get_segments() if len(bar))  # where there are seeds
+    np.testing.assert_allclose(bar[:, 1], scipy_stats.t.interval(0.95, 2, 51.1, scipy_stats.sem([51, 51.1, 51.2])))
+    assert (clean.get_ylabel(), distorted.get_ylabel()) == ("test accuracy, %", "corrupted accuracy, %")
+    assert clean.figure.get_suptitle().endswith("schedules of several lengths: mean of 1 or 3 seeds, 95 % over seeds")
+    assert figures.alt("epochs_quick") == figures.ALT["epochs"]
 
 
 def test_what_the_policy_draws_is_varied_on_the_last_rung(store):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pandas as pd
 import pytest
 
-from helpers import runs
+from helpers import recipe, runs
 from helpers.runtime import ROOT
 
 # Each argument is a command, as JSON. No notebook package can be imported, and `paper` is a run of seconds.
@@ -112,23 +113,25 @@ def test_the_script_for_a_gpu_goes_on_where_it_was_stopped(tmp_path):
     (tmp_path / "scripts" / "gpu").write_text((ROOT / "scripts" / "gpu").read_text())
     (tmp_path / "python").write_text(STUB)
     (tmp_path / "python").chmod(0o755)
-    call = ["timeout", "5", "bash", "scripts/gpu", "--set", "epochs=2"]
+    call = ["timeout", "5", "bash", "scripts/gpu"]
     environment = {**os.environ, "PYTHON": str(tmp_path / "python")}
     first = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert first.returncode == 124, first
-    assert (tmp_path / "log").read_text().splitlines()[-1].startswith("-m helpers train --recipe paper --seeds 5")
+    said = [line.removeprefix("-m helpers ") for line in (tmp_path / "log").read_text().splitlines()]
+    assert said == ["fetch", "bench train --record", "train --recipe paper --seeds 5 --root out/paper/runs"]
     (tmp_path / "log").unlink()
-    call[1] = "60"
+    (tmp_path / "data" / "bench" / "train.csv").unlink()
+    call = ["timeout", "60", *call[2:], "--set", "epochs=3"]
     second = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert second.returncode == 0 and second.stdout.startswith("all done"), second
     said = (tmp_path / "log").read_text().splitlines()
     assert [line.removeprefix("-m helpers ") for line in said if line.startswith("-m")] == [
         "fetch",
-        "train --recipe paper --seeds 5 --root out/paper/runs --set epochs=2",
-        *(f"train --recipe sprint --seed {seed} --root out/paper/runs --set epochs=2" for seed in range(5)),
-        "train --recipe beyond --seeds 5 --root out/paper/runs --set epochs=2",
-        "train paper-none --seeds 3 --root out/paper/runs --set epochs=2",
-        "train paper-mixup_alpha-2 --seeds 3 --root out/paper/runs --set epochs=2",
+        "train --recipe paper --seeds 5 --root out/paper/runs --set epochs=3",
+        *(f"train --recipe sprint --seed {seed} --root out/paper/runs --set epochs=3" for seed in range(5)),
+        "train --recipe beyond --seeds 5 --root out/paper/runs --set epochs=3",
+        "train paper-none --seeds 3 --root out/paper/runs --set epochs=3",
+        "train paper-mixup_alpha-2 --seeds 3 --root out/paper/runs --set epochs=3",
         *(f"evaluate out/paper/runs/{run} --corruptions 10000"
           for run in ("beyond/0", "beyond/1", "paper-none/0", "paper/0", "paper/1", "sprint/0")),
         "distort competition-like",
@@ -138,3 +141,13 @@ def test_the_script_for_a_gpu_goes_on_where_it_was_stopped(tmp_path):
         "--split-mb 16",
         "runs export out/paper/ladder.zip out/paper/runs/paper-none/0/ --weights none",
     ]
+    assert not (tmp_path / "data" / "bench" / "train.csv").exists(), "a rehearsal measures nothing"
+
+
+def test_every_recipe_of_the_script_takes_the_options_of_the_rehearsal():
+    rehearsal = re.search(r"scripts/gpu((?: --set \w+=\d+)+)", (ROOT / "README.md").read_text())[1]
+    options = {name: int(value) for name, value in re.findall(r"--set (\w+)=(\d+)", rehearsal)}
+    paper = recipe.get("paper")
+    rungs = [rung.name for sweep in ("ladder", "mixup", "strength") for rung in recipe.SWEEPS[sweep](paper)]
+    made = [recipe.get(name, **options) for name in ("sprint", "beyond", *rungs)]
+    assert {(one.epochs, one.warmup_epochs, one.train_size) for one in made} == {(3, 1, 640)}

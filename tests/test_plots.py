@@ -19,6 +19,7 @@ from colorspacious import cspace_convert, deltaE
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from seaborn.utils import relative_luminance
 
 from helpers import plots
 from helpers.data import CIFAR10, CLASSES, STAND_IN, draw_stand_in
@@ -43,6 +44,8 @@ def history(seed: int = 0, epochs: int = 5) -> pd.DataFrame:
 
 
 ROWS = pd.DataFrame({"label": ["a", "b"], "value": [0.5, 0.9], "low": [0.4, 0.88], "high": [0.55, 0.93]})
+TREND = pd.DataFrame({"x": [6, 12, 24], "value": [0.5, 0.6, 0.9], "low": [0.4, np.nan, 0.88],
+                      "high": [0.55, np.nan, 0.93]})  # fmt: skip
 TRIALS = pd.DataFrame({
     "kind": ["fog", "fog", "snow"] * 2, "severity": [1, 5, 5] * 2, "method": ["a"] * 3 + ["b"] * 3,
     "predicted": [0.8, 0.7, 0.75, 0.95, 0.6, 0.5], "true": [0.8, 0.6, 0.4] * 2,
@@ -80,6 +83,7 @@ EXAMPLES = {
     "answers": lambda: plots.answers(DRAWN.images[:2], torch.eye(10)[:2], CLASSES, ["one", "two"], "title"),
     "interval_panels": lambda: plots.interval_panels({"clean, %": ROWS, "distorted, %": ROWS}, "title"),
     "intervals": lambda: plots.intervals(ROWS, "title"),
+    "trends": lambda: plots.trends({"clean, %": {"a": TREND}, "distorted, %": {"a": TREND, "b": TREND}}, "title", "x"),
     "confusion": lambda: plots.confusion(np.arange(1, 101).reshape(10, 10), CLASSES),
     "heat": lambda: plots.heat(pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4]}, ["p", "q"]), "title", "share"),
     "diagonal": lambda: plots.diagonal({"a": ([0.1, 0.9], [0.2, 0.8]), "b": ([0.5], [0.5])}, "title", "x", "y"),
@@ -414,6 +418,21 @@ def test_intervals_draw_the_numbers_given():
     assert list(axis.get_yticks()) == [1, 0]
 
 
+def test_trends_draw_a_line_a_name_over_steps_of_equal_length():
+    figure = plots.trends({"clean, %": {"a": TREND, "b": TREND[1:]}}, "title", "epochs")
+    (axis,) = figure.axes
+    first, second = (bars.lines[0] for bars in axis.containers)
+    np.testing.assert_allclose(first.get_xydata(), [(6, 50), (12, 60), (24, 90)])
+    np.testing.assert_allclose(second.get_xydata(), [(12, 60), (24, 90)])
+    bars = [bar for bar in axis.containers[0].lines[2][0].get_segments() if len(bar)]
+    np.testing.assert_allclose(bars, [[(6, 40), (6, 55)], [(24, 88), (24, 93)]], err_msg="where there is an interval")
+    places = axis.transData.transform([(x, 0) for x in TREND["x"]])[:, 0]
+    np.testing.assert_allclose(np.diff(places, 2), 0, atol=1e-6, err_msg="doubling is a step of one length")
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["6", "12", "24"]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epochs", "clean, %")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+
+
 def test_confusion_is_in_per_cent_of_the_true_class():
     counts = np.arange(1, 101).reshape(10, 10)
     drawn = np.asarray(plots.confusion(counts, CLASSES).axes[0].collections[0].get_array()).reshape(10, 10)
@@ -427,6 +446,22 @@ def test_stacked_bars_lie_end_to_end():
     assert [bar.get_x() for bar in axis.containers[1]] == [1, 2]
     assert axis.containers[0][0].get_hatch() != axis.containers[1][0].get_hatch()
     assert "3,001" in texts(axis.figure)
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (-1, 1)])
+def test_numbers_on_a_heat_map_can_be_read(ends):
+    """WCAG 2 asks for a contrast of 4.5."""
+    values = np.linspace(*ends, 30).reshape(5, 6)
+    axis = plots.heat(pd.DataFrame(values), "title", "share", *ends).axes[0]
+    faces = axis.collections[0].get_facecolors()
+    for at, text in enumerate(axis.texts):
+        low, high = sorted((relative_luminance(faces[at]), relative_luminance(text.get_color())))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (values.ravel()[at], text.get_color())
+
+
+def test_a_class_that_is_not_there_leaves_its_row_empty():
+    shown = plots.confusion([[3, 1], [0, 0]], ["a", "b"]).axes[0].collections[0].get_array()
+    assert shown.ravel()[:2].tolist() == [75, 25] and np.isnan(shown.filled(np.nan).ravel()[2:]).all()
 
 
 def test_heat_writes_its_numbers_in():

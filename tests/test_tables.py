@@ -82,9 +82,9 @@ def test_a_column_for_each_tier_empty_where_nothing_was_run(tmp_path):
     head, _, run, *rows, test, last, distorted, hidden = cells(tables.reported(runs.load(tmp_path)))
     assert head == ["classified right", "paper", "gpu", "cpu", "quick"]
     assert run[2:] == ["", "recipe laptop, 25 of 300 epochs, seed 0", "recipe quick, 8 of 300 epochs, 2 seeds"]
-    assert test == ["test, as it is", "95.94 %", "", "80.00 % [79.00 to 81.00]", "55.00 % [-8.53 to 118.53]"]
+    assert test == ["test, as it is", "95.94 %", "", "80.00 % [79.00 to 81.00]", "55.00 % [0.00 to 100.00]"]
     assert last[1:] == ["not given", "", "", ""], "not recorded"
-    assert distorted[1:] == ["not given", "", "70.00 %", "35.00 % [-28.53 to 98.53]"]
+    assert distorted[1:] == ["not given", "", "70.00 % [67.09 to 72.76]", "35.00 % [0.00 to 98.53]"]
     assert hidden == ["hidden test, distorted", "about 86 %", "", "", ""] and all(row[2] == "" for row in rows)
     assert "[" not in rows[0][3], "one seed: no interval of the training accuracy"
 
@@ -163,6 +163,28 @@ def test_a_ladder_is_told_on_clean_and_on_distorted_images(tmp_path):
         assert min(p) < 0.0005 < max(p), "both forms are met"
         higher = found[f"{short}: verdict"].str.startswith("higher").sum()
         assert (f"{short}: of 6 differences {higher} higher" in tables.tally(found)) == (higher > 0)
+
+
+def test_schedules_are_told_with_what_sets_the_last_rung_from_the_first(tmp_path):
+    first, last = recipe.ladder(QUICK)[1], recipe.ladder(QUICK)[-1]
+    for rung, epochs, values in ((first, 4, [0.5]), (first, 8, [0.6, 0.62, 0.61]), (first, 16, [0.7]),
+                                 (last, 4, [0.3]), (last, 8, [0.45, 0.5, 0.5])):  # fmt: skip
+        for seed, accuracy in enumerate(values):
+            record(tmp_path, recipe.vary(rung.but(seed=seed), epochs=[epochs])[0], accuracy)
+    assert tables.epochs(runs.load(tmp_path)[:3]) == "None is recorded yet.\n"
+    alone = cells(tables.epochs(runs.load(tmp_path)))
+    assert alone[0] == ["epochs", "seeds", "test: quick"], "the last has two lengths only"
+    record(tmp_path, recipe.vary(last, epochs=[32])[0], 0.8)
+    text = tables.epochs(runs.load(tmp_path))
+    assert text.startswith("On `quick` (tier quick, 4 to 32 epochs, 10,000 images, seeds 0, 1, 2):")
+    rows = cells(text)
+    assert rows[0][2:] == ["test: quick", "test: quick-mixup", "test: quick-mixup less quick, points"]
+    low, high = t.interval(0.95, 2, -38 / 3, np.std([-15, -12, -11], ddof=1) / np.sqrt(3))
+    assert rows[2:] == [
+        ["4", "1", "50.00 %", "30.00 %", "-20.00"],
+        ["8", "3", "61.00 %", "48.33 %", f"-12.67 [{low:+.2f} to {high:+.2f}]"],
+        ["16", "1", "70.00 %", "", ""], ["32", "1", "", "80.00 %", ""],
+    ]  # fmt: skip
 
 
 def test_a_varied_field_is_set_against_the_base(tmp_path):

@@ -144,14 +144,17 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any] | None = Non
             with warnings.catch_warnings(action="ignore"):  # the temporary does not end in .ipynb
                 papermill.execute_notebook(
                     path, temporary, accepted, kernel_name="python3", language="python", cwd=path.parent,
-                    progress_bar=False, execution_timeout=timeout, coalesce_streams=True, store_widget_state=False,
+                    progress_bar=False, execution_timeout=timeout, start_timeout=300, coalesce_streams=True,
+                    store_widget_state=False,
                     extra_arguments=["--log-level=CRITICAL"])  # fmt: skip
         except papermill.PapermillExecutionError as error:
             failure = f"{error.ename}: {(error.evalue.strip().splitlines() or [''])[-1]}"
         except TimeoutError:
             failure = f"it ran for more than {timeout} seconds"
-        except RuntimeError:
+        except RuntimeError as error:
             failure = "the kernel died (often for want of memory)"
+            if "respond" in str(error):
+                failure = "the kernel did not start within five minutes: is the machine busy?"
         executed = read(temporary)
         raised = executed.metadata.pop("papermill").exception  # the rest of it names this machine's folders
         if _ERROR_NOTE in tags(executed.cells[0]) and not raised:
@@ -166,6 +169,7 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any] | None = Non
 
 def choose(only: Iterable[str] | None = None, folder: Path = NOTEBOOKS) -> list[Notebook]:
     """The notebooks named or numbered ("02") in `only`, in order; all for None. CourseError for another name."""
+    only = None if only is None else list(only)
     known = {name: entry for entry in listing(folder) for name in (entry.name, entry.name[:2])}
     if unknown := set(only or ()) - known.keys():
         raise CourseError(f"There is no notebook {min(unknown)!r}: choose from {', '.join(known)}.")
