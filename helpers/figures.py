@@ -363,7 +363,8 @@ def kind_severity(shift: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     cells = cells.loc[[kind for kind in distort.KINDS if kind in cells.index]]
     cells.index = pd.Index([kind.replace("_", " ") for kind in cells.index], name="")
     heading = f"{title(rows)}:\n{shift['count'].iloc[0]:,} test images, clean {clean:.1f} %"
-    return plots.heat(cells, heading, "accuracy, %", 10, clean, ".0f")
+    low = 10 * (cells.min(axis=None) // 10)  # a scale from chance on would spend its steps where no cell is
+    return plots.heat(cells, heading, "accuracy, %", low, clean, ".0f")
 
 
 def predicted_accuracy(trials: pd.DataFrame, rows: pd.DataFrame) -> Figure:
