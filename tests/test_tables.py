@@ -25,7 +25,7 @@ def test_the_pages_are_what_the_store_makes_of_them():
         assert tables.fill(text, path) == text, "run `make figures`"
         assert text.count("<!-- end -->") == len(re.findall(r"<!-- (?:table|figure): ", text))
     whole = "".join(PAGES.values())
-    known = {"recipes", "ladders", "varied", "reported", "beyond", "speed"}
+    known = {"recipes", "ladders", "varied", "epochs", "reported", "beyond", "speed"}
     assert set(re.findall(r"<!-- table: (\w+) -->", whole)) == known
 
 
