@@ -132,13 +132,14 @@ def try_on_distortions(
 def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
     """`try_on_distortions` of a run beside its siblings, on the first `count` validation images of its own split.
 
-    Read from estimates.csv beside run.json where that is, else computed, and written there unless the run is one file.
+    Read from estimates.csv beside run.json where that is and no sibling has come since, else computed, and written
+    there unless the run is one file.
     """
     path, beside = run.path / FILE, siblings(run)
     if path.exists():
         kept = pd.read_csv(path)
-        if not run.weights.exists() or ("agreement" in set(kept.method)) == (len(beside) > 1):
-            return kept  # else a sibling has come or gone since
+        if not run.weights.exists() or len(beside) == 1 or "agreement" in set(kept.method):
+            return kept
     models = [load_model(sibling) for sibling in beside]
     table = try_on_distortions(models, val.first(count), run.record["recipe"]["precision"])
     if run.path.is_dir():

@@ -321,8 +321,9 @@ def all_varied(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
 
 def over_epochs(table: pd.DataFrame, base: recipe.Recipe) -> pd.DataFrame:
-    """The runs of those rungs of a recipe's ladder of which three lengths of the schedule or more have been run, all
-    else being equal: a rung after the other, the shortest first, with a column `rung`. Empty where there are none.
+    """The runs of those rungs of a recipe's ladder of which three lengths of the schedule or more have been run, the
+    recipe being equal in all else: a rung after the other, the shortest first, with a column `rung`. Empty where there
+    are none.
     """
     parts = [varied(table, "epochs", rung.name).assign(rung=rung.name) for rung in recipe.ladder(base)]
     return pd.concat([part if part.epochs.nunique() > 2 else part[:0] for part in parts], ignore_index=True)

@@ -20,7 +20,8 @@ PRECISIONS = ("bfloat16", "float32")
 SCHEDULES = ("cosine", "constant")
 SHAPE = ("blocks", "width", "stem_stride", "reduction", "se_placement")  # two that agree in these have like weights
 SPLIT = ("val_size", "split_seed")  # and in these the same validation images
-SHORT = "Small networks and short schedules lose by strong augmentation."  # said wherever a reduced schedule is shown
+# said wherever a reduced schedule is shown
+SHORT = "On small networks and short schedules strong augmentation costs accuracy."
 
 # What a number may be: (lowest, highest), both allowed. Wider than anyone needs, narrow enough to catch a slip.
 _RANGES: dict[str, tuple[float, float]] = {

@@ -26,7 +26,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) 
 
 def _interval(low: float, high: float, sign: str = "") -> str:
     """Two shares as the ends of an interval in per cent or points; nothing where there is none."""
-    if not sign:  # a share is nowhere else
+    if not sign:  # a share lies between 0 and 1
         low, high = max(low, 0.0), min(high, 1.0)
     return "" if pd.isna(low) else f"{100 * low:{sign}.2f} to {100 * high:{sign}.2f}"
 
@@ -50,7 +50,7 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     Empty where nothing was run.
     """
     if rows.empty:
-        return pd.DataFrame()
+        return pd.DataFrame(columns=pd.Index([], dtype=str))
     by = "rung" if "rung" in rows else "value"
     order = list(dict.fromkeys(rows[by]))
     base = None if by == "rung" else rows["value"][rows.recipe == rows.base].iloc[0]
@@ -284,7 +284,8 @@ def speed() -> str:
         others = augmented[augmented.batch == batch].set_index("augmentation")["ours"]
         columns[f"batch {batch}"] = [
             f"{rate[ours, batch] / rate[plain, batch]:.1f} ×", f"{rate[compiled, batch] / rate[plain, batch]:.1f} ×",
-            f"{100 * ceiling[ours, batch]:.0f} %, {100 * ceiling[compiled, batch]:.0f} %",
+            f"{100 * ceiling[ours, batch]:.0f} %"
+            + ("" if pd.isna(ceiling[compiled, batch]) else f", {100 * ceiling[compiled, batch]:.0f} %"),
             *(f"{others[others.index.str.startswith(name)].min():.1f} ×" for name in ("torchvision", "kornia")),
         ]  # fmt: skip
     whole = distorted.iloc[-1]
@@ -310,7 +311,7 @@ def fill(text: str, page: Path = PAGES[0], root: Path = runs.RECORDED) -> str:
     """The Markdown text of a page with what stands between its markers made anew from the runs below `root`.
 
     `<!-- table: recipes -->` or `<!-- figure: ladder_quick -->` begin a block, `<!-- end -->` ends it. Raises
-    CourseError for a table or figure that there is not.
+    CourseError for a table or figure that there is not, or where no run is recorded below `root`.
     """
     if (table := runs.current(runs.load(root))).empty:
         raise CourseError(f"No run is recorded in {shown(root)}: train one first.")
