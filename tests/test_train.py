@@ -30,7 +30,7 @@ from scipy.stats import binomtest, entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from helpers import checkpoint, data, estimate, evaluate, mixing, runs, train
-from helpers.augment import Augment
+from helpers.augment import Augment, Settings
 from helpers.model import Dropout
 from helpers.recipe import RECIPES, Recipe
 from helpers.runtime import CourseError, generator, pick_device
@@ -827,6 +827,33 @@ def _train_in_a_process(path, size_limit=None, checkpoint_seconds=0.03):
         fit(LONG, images, Path(path), checkpoint_seconds=checkpoint_seconds)
     except CourseError as error:
         (Path(path).parent / "error").write_text(str(error))
+
+
+class Looks(torch.nn.Linear):
+    """A network that keeps the images it is shown, and answers by their mean colour."""
+
+    def forward(self, x):
+        self.seen.append(x)
+        return super().forward(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment"])
+def test_validation_looks_at_the_images_as_they_are_and_through_the_training_augmentation(policy, stand_in):
+    """The paper counts the latter; with the recipe's own policy and strength, drawn anew in every epoch."""
+    chosen = TINY.but(stage="rotation_autoaugment", policy=policy, strength=0.5, precision="float32")
+    trainer, model = train.Trainer(chosen, stand_in, CPU), Looks(3, 10)
+    augment = Augment(chosen.stage, policy=policy, settings=Settings().scaled(0.5))
+    for epoch in range(2):
+        model.seen = []
+        found = trainer.validate(model)
+        draws, images = generator(chosen.seed, 3, epoch), stand_in.val.images
+        expected = Augment("none")(images), augment(images, draws)
+        seen, model.seen = model.seen, []
+        for shown, each, name in zip(seen, expected, ("val_accuracy", "val_augmented_accuracy"), strict=True):
+            torch.testing.assert_close(shown, each)
+            right = model(each).argmax(1) == stand_in.val.labels
+            assert found[name] == pytest.approx(float(right.float().mean()))
+        trainer.history.append({})
 
 
 @pytest.fixture(scope="module")
