@@ -192,7 +192,11 @@ def test_an_unlabelled_set_gets_a_submission_and_an_estimate(seeds, tmp_path, wi
     with (tmp_path / "set.pkl").open("wb") as file:
         pickle.dump({b"data": pixels, b"ids": np.arange(50) + 100}, file)
     run, out = runs.read(seeds / "0" / "best.safetensors"), tmp_path / "out"
+    given, trials = [], estimate.trials
+    monkeypatch.setattr(estimate, "trials", lambda run, val: given.append(val) or trials(run, val))
     assess.shifted(run, tmp_path / "set.pkl", out, stand_in=True)
+    held_out = assess.training_data(assess.Recipe.from_dict(run.record["recipe"]), True).val
+    assert torch.equal(given[0].images, held_out.images), "tried on images that the network has not learned from"
     printed = capsys.readouterr().out
     assert data.BANNER in printed and "50 rows of ID,Labels" in printed
     assert all(f"  {method} " in printed for method in ("ATC", "DoC", "agreement"))
