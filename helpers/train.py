@@ -429,45 +429,58 @@ def fit_many(
 
 
 class _Session:
-    """One run and its folder: checkpoints in time, the lines it prints, the record at the end."""
+    """One run and its folder: checkpoints in time, the lines it prints, the record at the end.
+
+    Made, it holds the folder and has refused what cannot work; `begin` builds what trains; `start` removes what a fresh
+    start replaces, so that nothing is gone before all runs of a call can go.
+    """
 
     def __init__(self, recipe: Recipe, source: str, data: Callable[[], TrainingData], path: Path, resume: bool,
                  device: torch.device, checkpoint_seconds: float, folders: ExitStack,
                  on_epoch: OnEpoch | None, beside: int):  # fmt: skip
         runs.refuse_stand_in(path, source)
         folders.enter_context(checkpoint.hold(path))
+        self.recipe, self.data, self.device = recipe, data, device
         self.beside = beside  # runs that may share the device; `side_by_side`: those that did
-        self.path, self.every, self.count = path, checkpoint_seconds, 0
+        self.path, self.every, self.count, self.resume = path, checkpoint_seconds, 0, resume
         self.label = f"{recipe.name}/{recipe.seed}"
         self.run, self.trainer, self.side_by_side = None, None, 1
+        self.state, self.problems = None, []
+        self.on_epoch = on_epoch or self.show
+        self.quiet = on_epoch is not None or not sys.stderr.isatty()
         git_commit()  # the code that begins now
-        if not resume:
-            for name in (*runs.RECORDS, runs.WEIGHTS, runs.LAST, *checkpoint.SLOTS):  # the record first
-                (path / name).unlink(missing_ok=True)
-        if (path / "run.json").exists():
+        if resume and (path / "run.json").exists():
             self.run = runs.read(path)
             _refuse_another(self.run.record["recipe"], self.run.record["data"], recipe, source, path)
             return
-        state, problems = checkpoint.read(path)
-        if state:
-            _refuse_another(state["recipe"], state["data"], recipe, source, path)
+        if resume:
+            self.state, self.problems = checkpoint.read(path)
+        if self.state:
+            _refuse_another(self.state["recipe"], self.state["data"], recipe, source, path)
         self.teachers = _teachers(recipe, path.parent.parent, source)
-        begun = state.get("teachers", []) if state else []
-        if state and begun != [teacher.label for teacher in self.teachers]:
+        begun = self.state.get("teachers", []) if self.state else []
+        if self.state and begun != [teacher.label for teacher in self.teachers]:
             raise CourseError(f"{shown(path)} was begun under the teachers {', '.join(begun)}, and there are others by "
                               "now: start afresh with resume=False (--fresh).")  # fmt: skip
         self.begins = _start(recipe, path.parent.parent, source)
-        with _memory_advice(recipe, device, beside):
-            self.trainer = Trainer(recipe, data(), device, [load_model(teacher) for teacher in self.teachers],
+
+    def begin(self) -> None:
+        """Put the run on the device, as it was left."""
+        with _memory_advice(self.recipe, self.device, self.beside):
+            self.trainer = Trainer(self.recipe, self.data(), self.device,
+                                   [load_model(teacher) for teacher in self.teachers],
                                    load_model(self.begins) if self.begins else None)  # fmt: skip
-        if state:
-            self.trainer.restore(state)
-            self.count = state["count"]
-        for problem in problems:
+        if self.state:
+            self.trainer.restore(self.state)
+            self.count, self.state = self.state["count"], None
+        for problem in self.problems:
             print(f"{problem}: going on from the checkpoint before it")
         self.steps = self.trainer.go()
-        self.on_epoch = on_epoch or self.show
-        self.quiet = on_epoch is not None or not sys.stderr.isatty()
+
+    @property
+    def epoch(self) -> int:
+        """How many are done."""
+        return len(self.trainer.history) if self.trainer else self.recipe.epochs
 
     @property
     def working(self) -> bool:
@@ -475,6 +488,9 @@ class _Session:
 
     def start(self, side_by_side: int) -> None:
         """The clock and the bar run from here, beside those of the other runs which share the device."""
+        if not self.resume:
+            for name in (*runs.RECORDS, runs.WEIGHTS, runs.LAST, *checkpoint.SLOTS):  # the record first
+                (self.path / name).unlink(missing_ok=True)
         trainer, self.side_by_side, self.saved = self.trainer, side_by_side, time.perf_counter()
         self.bar = tqdm(total=trainer.recipe.epochs * trainer.steps, unit="step", desc=self.label, disable=self.quiet,
                         initial=len(trainer.history) * trainer.steps + trainer.done)  # fmt: skip
@@ -543,6 +559,7 @@ class _Session:
                 "metrics": metrics, "teachers": [teacher.label for teacher in self.teachers],
                 "start": self.begins and f"{self.begins.label}, {self.begins.weights.name}",
             })  # fmt: skip
+            self.trainer = self.steps = None  # their memory is for those that go on
         for name in checkpoint.SLOTS:
             (self.path / name).unlink(missing_ok=True)
 
@@ -587,6 +604,8 @@ def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
     """A step of each in turn until all are done; on a request to stop, a checkpoint of each, then Interrupted."""
     unrecorded = [session for session in sessions if session.run is None]
     for session in unrecorded:
+        session.begin()
+    for session in unrecorded:
         session.start(len(unrecorded))
     for session in sessions:
         if not session.working:
@@ -600,7 +619,7 @@ def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
             for session in working:
                 if session.working:
                     session.save()
-            at = ", ".join(f"{session.label} after epoch {len(session.trainer.history)}" for session in working)
+            at = ", ".join(f"{session.label} after epoch {session.epoch}" for session in working)
             raise Interrupted(f"Stopped by {signal.Signals(stop['signum']).name} ({at}): everything is kept; call the "
                               "same again to go on.", stop["signum"])  # fmt: skip
 
@@ -643,6 +662,11 @@ def _memory_advice(recipe: Recipe, device: torch.device, beside: int) -> Iterato
         return
     except torch.OutOfMemoryError:
         pass  # leave the handler first: the error holds on to the frames, and so to the memory, of the failed step
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):  # torch has no type of its own for it
+            raise
+        raise CourseError(f"A batch of {recipe.batch_size} does not fit into this machine's memory: give a smaller "
+                          "batch_size, or free some of it.") from error  # fmt: skip
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

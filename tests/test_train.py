@@ -474,6 +474,29 @@ def test_resume_false_starts_over(finished_tiny, stand_in, tiny, tmp_path, capfd
     assert result(path) == result(tmp_path / "afresh") and names(path) == FILES
 
 
+def test_a_fresh_start_that_is_refused_removes_nothing(finished_tiny, stand_in, tiny, tmp_path, monkeypatch):
+    """Whatever is in the way: a teacher that is not there, a neighbour in use, too little memory."""
+    paths = [tmp_path / "store" / "tiny" / str(seed) for seed in (0, 1)]
+    shutil.copytree(finished_tiny, paths[0])
+    before = {entry.name: entry.read_bytes() for entry in paths[0].iterdir()}
+
+    def refused(recipes, match):
+        with pytest.raises(CourseError, match=match):
+            train.fit_many(recipes, stand_in, paths[: len(recipes)], resume=False, device=CPU)
+        assert {entry.name: entry.read_bytes() for entry in paths[0].iterdir()} == before
+
+    refused([tiny.but(teacher="laptop")], "learns from laptop")
+    refused([tiny.but(start="laptop")], "trains laptop/0 on")
+    with checkpoint.hold(paths[1]):
+        refused([tiny, tiny.but(seed=1)], "Another process is training in .*tiny/1")
+    monkeypatch.setattr(train, "Trainer", lambda *_: (_ for _ in ()).throw(
+        RuntimeError("[enforce fail at alloc_cpu.cpp:131] . DefaultCPUAllocator: not enough memory")))  # fmt: skip
+    refused([tiny], "A batch of 40 does not fit into this machine's memory: give a smaller batch_size")
+    monkeypatch.setattr(train, "Trainer", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        fit(tiny, stand_in, paths[0], resume=False)
+
+
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"learning_rate": 0.05}, {"blocks": (1, 2)}, {"epochs": 9}])
 def test_another_recipes_folder_is_refused(finished_tiny, stand_in, tiny, tmp_path, changes):
     """Whether its run is finished or not."""
