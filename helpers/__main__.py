@@ -61,7 +61,7 @@ def train(recipe: Annotated[str | None, typer.Argument(help="A named recipe, suc
         raise CourseError("Give --seed K for the one run or --seeds N for seeds 0 to N-1, not both.")
     if run_dir and (root or seeds):
         raise CourseError("--run-dir is the folder of one run: give --root with --seeds, or --run-dir and one --seed.")
-    chosen = recipes.get(recipe or name, **_fields(change))
+    chosen = recipes.get(name if recipe is None else recipe, **_fields(change))
     seeded = [chosen.but(seed=number) for number in (range(seeds) if seeds else [seed or 0])]
     _warn(stand_in)
     store = root or ROOT / "out" / "runs"
@@ -88,12 +88,14 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, a 
         raise CourseError("Give one run to evaluate: its folder, or --weights and a folder or .safetensors file.")
     if data and corruptions:
         raise CourseError("--corruptions distorts the clean test images: give it or --data, not both.")
-    if run and not (run / "run.json").exists() and any(run.glob("*/run.json")):
-        if data or corruptions:
-            raise CourseError("Several seeds together are tested on clean images: leave out --data, --corruptions.")
+    run = run or weights
+    if not (run / "run.json").exists() and any(run.glob("*/run.json")):
+        if data or corruptions or out:
+            raise CourseError("Several seeds together are tested on clean images, and the result is kept beside them: "
+                              "leave out --data, --corruptions and --out.")  # fmt: skip
         print(seeds.together(run, stand_in).round(4).to_string(index=False))
         return
-    chosen = runs.read(run or weights)
+    chosen = runs.read(run)
     name = data.stem if data else "test"
     folder = out or ROOT / "out" / "evaluate" / chosen.label.replace("/", "-") / name
     if data:
@@ -357,8 +359,12 @@ def _fields(changes: list[str] | None) -> dict[str, object]:
 
 
 def _tell(run) -> None:
+    from helpers import runs
+
     record, test = run.record, run.record["test"]
     validation = f"validation {percent(record['metrics']['val_accuracy'])} (epoch {record['best_epoch']})"
+    if run.path.name == runs.LAST:  # which is not the epoch that the record's validation is of
+        validation = f"the last of {record['recipe']['epochs']} epochs"
     tested = f"test {percent(test['accuracy'])} [{percent(test['low'])}, {percent(test['high'])}]"
     rate = f"{record['images_per_second']:,.0f} images/s"
     print(f"{run.label} on {record['data']}: {validation}, {tested}, {rate}, in {shown(run.path)}")

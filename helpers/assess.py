@@ -26,7 +26,7 @@ def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False)
 
     Returns the run with the results in its record; written there unless the run is one file of weights. With
     `corruptions` the other tables of a record are written too: shift.csv and reliability.csv of all severities,
-    estimates.csv, test_correct.txt.
+    estimates.csv, test_correct.txt. Those of more images than asked for stay, and a line says so.
     """
     plots.start(run.record["data"])
     test = evaluate.own_test(run, stand_in)
@@ -35,9 +35,13 @@ def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False)
     recorded = run.path.is_dir()
     run = runs.add_to_record(run.path, entries) if recorded else runs.Run(run.path, {**run.record, **entries})
     if corruptions and recorded:
-        table = evaluate.shifted_metrics(run.path, distort.SEVERITIES, corruptions, stand_in)
+        if (before := evaluate.tried_on(run)) > corruptions:
+            print(f"{run.label} has been tried on {before:,} distorted images before, and these are kept.\n")
+            table = pd.read_csv(run.path / "shift.csv")
+        else:
+            table = evaluate.shifted_metrics(run.path, distort.SEVERITIES, corruptions, stand_in)
         _corrupted(run, table[table.kind != "clean"].reset_index(drop=True), folder)
-        estimate.trials(run, training_data(Recipe.from_dict(run.record["recipe"]), stand_in).val)
+        estimate.trials(run, _validation(run, stand_in))
         evaluate.correct_on_test(run.path, stand_in)
     elif corruptions:
         _corrupted(run, _table(run, evaluate.distorted(test.first(corruptions))), folder)
@@ -57,6 +61,13 @@ def shifted(run: runs.Run, path: Path, folder: Path, stand_in: bool = False) -> 
         test = ImageSet(images, labels, CLASSES, path.name)
         found, logits = evaluate.report(evaluate.load_model(run), test, run.record["recipe"]["precision"])
         _labelled(run, test, found, logits, folder)
+
+
+def _validation(run: runs.Run, stand_in: bool) -> ImageSet:
+    """The validation images of a run's own split; CourseError where its data is not here."""
+    val = training_data(Recipe.from_dict(run.record["recipe"]), stand_in).val
+    evaluate.refuse_other_data(run, val)
+    return val
 
 
 def _labelled(run: runs.Run, test: ImageSet, found: dict[str, Any], logits: Tensor, folder: Path) -> None:
@@ -79,22 +90,22 @@ def _corrupted(run: runs.Run, table: pd.DataFrame, folder: Path) -> None:
     grid = 100 * table.pivot(index="kind", columns="severity", values="accuracy").loc[table.kind.unique()]
     scored = table.kind[table.kind.isin(distort.SCORED)].nunique()
     print(f"{grid.round(2).to_string()}\n")
-    print(f"mean corruption accuracy {percent(evaluate.mean_corruption_accuracy(table))}: {scored} kinds at "
-          f"{grid.shape[1]} severities, {table['count'].iloc[0]:,} images each")  # fmt: skip
+    mean = f"mean corruption accuracy {percent(evaluate.mean_corruption_accuracy(table))}" if scored else "no mean"
+    print(f"{mean}: {scored} scored kinds at {grid.shape[1]} severities, {table['count'].iloc[0]:,} images each")
     runs.write_table(folder / "corruptions.csv", table)
     title = f"{run.label}: accuracy by kind and severity"
     _save(plots.heat(grid, title, "%", 10, 100, ".1f"), folder / "corruptions.png")
 
 
 def _unlabelled(run: runs.Run, images: Tensor, ids: Tensor, folder: Path, stand_in: bool) -> None:
-    recipe = Recipe.from_dict(run.record["recipe"])
+    precision = run.record["recipe"]["precision"]
     models = [evaluate.load_model(sibling) for sibling in estimate.siblings(run)]
-    logits = estimate.stack(models, images, recipe.precision)
+    logits = estimate.stack(models, images, precision)
     evaluate.write_submission(folder / "submission.csv", ids, logits[0])
     print(f"{shown(folder / 'submission.csv')}: {len(ids):,} rows of ID,Labels\n")
-    val = training_data(recipe, stand_in).val
+    val = _validation(run, stand_in)
     trials = estimate.trials(run, val)
-    table = estimate.estimate(estimate.stack(models, val.images, recipe.precision), val.labels, logits, trials)
+    table = estimate.estimate(estimate.stack(models, val.images, precision), val.labels, logits, trials)
     print(f"accuracy without labels, from {len(val.labels):,} validation images and {len(models)} network(s):")
     for row in table.itertuples():
         print(f"  {row.method:<10} {percent(row.predicted)}   drawn [{percent(row.low)}, {percent(row.high)}]   "

@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from helpers import readers
-from helpers.runtime import ROOT, CourseError, generator, shown, staging
+from helpers.runtime import ROOT, CourseError, expanded, generator, shown, staging
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STAND_IN_CLASSES = ("disc", "square", "triangle", "ring", "plus", "rows", "columns", "diagonals", "checks", "dots")
@@ -83,7 +83,7 @@ def data_root(root: str | Path | None = None) -> Path:
 
     A relative $CIFAR10_ROOT counts from the project, not from wherever a notebook's kernel happens to run.
     """
-    chosen = Path(root or os.environ.get("CIFAR10_ROOT") or "data").expanduser()
+    chosen = expanded(root or os.environ.get("CIFAR10_ROOT") or "data")
     return chosen if chosen.is_absolute() or root else ROOT / chosen
 
 
@@ -182,10 +182,10 @@ def split_train_val(
     """
     rest = len(full.labels) - val_size
     train_size = rest if train_size is None else train_size
-    if not (10 <= val_size < len(full.labels) and 10 <= train_size <= rest):
+    if not (10 <= val_size < len(full.labels) and 10 <= train_size <= rest) or 0 < rest - train_size < 10:
         raise CourseError(
-            f"Cannot split {len(full.labels):,} images into {train_size:,} for training and {val_size:,} "
-            "for validation: both need at least 10 and together at most what there is."
+            f"Cannot split {len(full.labels):,} images into {train_size:,} for training and {val_size:,} for "
+            "validation: both need at least 10, one a class, and so does what is left over, if anything is."
         )
     indices, labels = np.arange(len(full.labels)), full.labels.numpy()
     train, val = train_test_split(indices, test_size=val_size, stratify=labels, random_state=seed)
@@ -310,4 +310,4 @@ def load_shifted(path: str | Path) -> tuple[Tensor, Tensor | None, Tensor]:
     Returns images uint8 [N, 3, 32, 32], labels int64 [N] or None, ids int64 [N] (0 .. N-1 where the set has none).
     Raises CourseError if the file is missing, hostile, torn or of another shape.
     """
-    return readers.load(Path(path).expanduser(), CLASSES)
+    return readers.load(expanded(path), CLASSES)

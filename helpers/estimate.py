@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -101,8 +102,8 @@ def siblings(run: runs.Run) -> list[runs.Run]:
     def kind(of: runs.Run) -> tuple[Recipe, str]:  # as a recipe, in which a field younger than the run has its default
         return Recipe.from_dict(of.record["recipe"]).but(seed=0), of.record["data"]
 
-    others = [runs.read(path.parent) for path in sorted(run.path.parent.glob("*/run.json")) if path.parent != run.path]
-    return [run, *(other for other in others if other.weights.exists() and kind(other) == kind(run))]
+    others = [other for other in runs.seeds(run.path.parent) if other.path != run.path]
+    return [run, *(other for other in others if kind(other) == kind(run))]
 
 
 def stack(models: Sequence[nn.Module], images: Tensor, precision: str) -> Tensor:
@@ -132,19 +133,28 @@ def try_on_distortions(
 def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
     """`try_on_distortions` of a run beside its siblings, on the first `count` validation images of its own split.
 
-    Read from estimates.csv beside run.json where that is and no sibling has come since, else computed, and written
-    there unless the run is one file.
+    Read from estimates.csv beside run.json where that is whole and no sibling has come since, else computed, and
+    written there unless the run is one file.
     """
     path, beside = run.path / FILE, siblings(run)
-    if path.exists():
-        kept = pd.read_csv(path)
-        if not run.weights.exists() or len(beside) == 1 or "agreement" in set(kept.method):
-            return kept
+    kept = _kept(path)
+    if kept is not None and (not run.weights.exists() or len(beside) == 1 or "agreement" in set(kept.method)):
+        return kept
     models = [load_model(sibling) for sibling in beside]
     table = try_on_distortions(models, val.first(count), run.record["recipe"]["precision"])
     if run.path.is_dir():
         runs.write_table(path, table)
     return table
+
+
+def _kept(path: Path) -> pd.DataFrame | None:
+    """A table of `trials` as it was written; None where there is none, or what is left of one."""
+    try:
+        table = pd.read_csv(path, dtype={"predicted": float, "true": float})
+    except (OSError, ValueError):
+        return None
+    whole = {"kind", "severity", "method", "predicted", "true", "count"} <= set(table) and len(table)
+    return table if whole and table.notna().all(axis=None) else None
 
 
 def errors(table: pd.DataFrame) -> pd.DataFrame:

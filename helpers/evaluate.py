@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix
 from statsmodels.stats.proportion import proportion_confint
@@ -148,20 +149,26 @@ def per_class(counts: list[list[int]], classes: Sequence[str]) -> pd.DataFrame:
 
 def load_model(run: runs.Run, last: bool = False) -> nn.Module:
     """The network of a run with the weights of its best epoch (or of its last), float32 (stored so or in half), in
-    evaluation mode. Raises CourseError where they are not there or damaged.
+    evaluation mode. Raises CourseError where they are not there, damaged, not finite, or another network's.
     """
     recipe, path = Recipe.from_dict(run.record["recipe"]), run.path / runs.LAST if last else run.weights
-    model = recipe.network()
+    with torch.device("meta"):  # shapes without memory, however large a network the record claims
+        model = recipe.network()
     try:
         weights = load_file(path)
-        model.load_state_dict(
-            {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-        )
-    except Exception as error:  # safetensors' own type for a torn file, OSError for a missing one, another network ...
+    except (OSError, ValueError, SafetensorError) as error:
         raise CourseError(
             f"{shown(path)} cannot be read ({type(error).__name__}): weights are not kept in git; train "
             "the run again, or give a folder that has them."
         ) from error
+    found, expected = ({name: (value.shape, value.is_floating_point()) for name, value in each.items()}
+                       for each in (weights, model.state_dict()))  # fmt: skip
+    if found != expected:
+        raise CourseError(f"{shown(path)} is not of its recipe's network: train the run again.")
+    if not all(torch.isfinite(value).all() for value in weights.values()):
+        raise CourseError(f"{shown(path)} holds numbers that are not finite: train the run again.")
+    model.load_state_dict({name: value.float() if value.is_floating_point() else value
+                           for name, value in weights.items()}, assign=True)  # fmt: skip
     return model.to(pick_device(), memory_format=torch.channels_last).eval()
 
 
@@ -194,12 +201,17 @@ def test_metrics(model: nn.Module, test: ImageSet, precision: str) -> dict[str, 
 def own_test(run: runs.Run, stand_in: bool = False) -> ImageSet:
     """The test set of the data that a run was trained on; CourseError where that is not here."""
     test = load_set("test", stand_in)
-    if test.source != run.record["data"]:
-        raise CourseError(
-            f"{shown(run.path)} was trained on {run.record['data']}, the test set here is {test.source}: "
-            "evaluate it where its own data is."
-        )
+    refuse_other_data(run, test)
     return test
+
+
+def refuse_other_data(run: runs.Run, images: ImageSet) -> None:
+    """Raise CourseError if these images are not of the data that a run was trained on."""
+    if images.source != run.record["data"]:
+        raise CourseError(
+            f"{shown(run.path)} was trained on {run.record['data']}, the images here are {images.source}: evaluate it "
+            "where its own data is."
+        )
 
 
 def tested(run: runs.Run, test: ImageSet) -> tuple[dict[str, Any], Tensor]:
@@ -295,6 +307,11 @@ def corrupted(table: pd.DataFrame) -> dict[str, Any]:
     return {"accuracy": accuracy, "count": int(table["count"].iloc[0]), "severities": severities}
 
 
+def tried_on(run: runs.Run) -> int:
+    """How many test images a run's shift.csv has under each distortion; 0 where there is none."""
+    return run.record.get("corrupted", {}).get("count", 0) if (run.path / "shift.csv").exists() else 0
+
+
 def shifted_metrics(
     run_dir: str | Path, severities: Iterable[int] = distort.SEVERITIES, count: int = 1_000, stand_in: bool = False
 ) -> pd.DataFrame:
@@ -332,17 +349,21 @@ def write_submission(path: Path, ids: Tensor, logits: Tensor) -> None:
 def correct_on_test(run_dir: str | Path, stand_in: bool = False) -> np.ndarray:
     """Which test images a finished run gets right, bool [N]: what comparing two runs image by image needs.
 
-    Read from test_correct.txt beside run.json (bits, as hexadecimal digits) where that is, else computed and written.
+    Read from test_correct.txt beside run.json (bits, as hexadecimal digits) where that is whole, else computed and
+    written.
     """
     run = runs.read(run_dir)
     path = run.path / "test_correct.txt"
     if "test" not in run.record:
         raise CourseError(f"{shown(run.path)} has not been tested: run `python -m helpers evaluate` on it first.")
-    if not path.exists():
+    try:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(path.read_text().strip()), np.uint8))
+    except (OSError, ValueError):
+        bits = []
+    if len(bits) != -(-run.record["test"]["count"] // 8) * 8:
         test = own_test(run, stand_in)
         logits = predict(load_model(run), test.images, Augment("none"), run.record["recipe"]["precision"])
-        right = logits.argmax(1).cpu() == test.labels
+        bits = (logits.argmax(1).cpu() == test.labels).numpy()
         with replacing(path) as temporary:
-            temporary.write_text(np.packbits(right.numpy()).tobytes().hex() + "\n")
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(path.read_text().strip()), np.uint8))
+            temporary.write_text(np.packbits(bits).tobytes().hex() + "\n")
     return bits[: run.record["test"]["count"]].astype(bool)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import stat
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from helpers import checkpoint, distort, estimate, evaluate, runs
 from helpers.augment import Augment
@@ -54,11 +53,14 @@ def pack(
     """Write tested runs into `path` (.zip): their records, and `weights` ("best", "last" or "none") in half precision.
 
     With `split_mb`, as many archives of at most that many million bytes as it takes, named `path` with -1of3, -2of3 ...
-    behind it, in place of earlier parts of that name; each holds whole runs and can be taken in by itself. Returns the
-    archives; the same runs give the same bytes. Raises CourseError for a run that is unfinished or not tested, and for
-    one that does not fit.
+    behind it, in place of what an earlier export of that name left; each holds whole runs and can be taken in by
+    itself. Returns the archives; the same runs give the same bytes. Raises CourseError for a run that is unfinished or
+    not tested, and for one that does not fit.
     """
-    path, limit = Path(path), LARGEST if split_mb is None else int(split_mb * 1e6)
+    path = Path(path)
+    if split_mb is not None and not 0 < split_mb * 1e6 <= LARGEST:
+        raise CourseError(f"--split-mb {split_mb:g} is out of range: expected 0.01 to {LARGEST / 1e6:,.0f}.")
+    limit = LARGEST if split_mb is None else int(split_mb * 1e6)
     if weights not in (*WEIGHTS, "none"):
         raise CourseError(f"There are no weights {weights!r} to export: expected {', '.join(WEIGHTS)} or none.")
     if path.suffix != ".zip":
@@ -87,8 +89,8 @@ def pack(
     with ExitStack() as all_or_none:
         for name, part in zip(names, parts, strict=True):
             _write(all_or_none.enter_context(replacing(name)), part)
-    for old in path.parent.iterdir():  # parts of an export before this: together with these they could not be taken in
-        if re.fullmatch(re.escape(path.stem) + r"-\d+of\d+\.zip", old.name) and old not in names:
+    for old in path.parent.iterdir():  # of an export before this: together with these they could not be taken in
+        if re.fullmatch(re.escape(path.stem) + r"(-\d+of\d+)?\.zip", old.name) and old not in names:
             old.unlink()
     return names
 
@@ -99,10 +101,13 @@ def _content(run: runs.Run, weights: str) -> dict[str, bytes]:
         raise CourseError(f"{shown(run.path)} is one file of weights: export the folder of a run.")
     if "test" not in run.record:
         raise CourseError(f"{shown(run.path)} has not been tested: run `python -m helpers evaluate` on it first.")
+    if len(run.history) != run.record["recipe"]["epochs"]:
+        raise CourseError(f"{shown(run.path)} has {len(run.history)} rows of history for another number of epochs: "
+                          "train it again.")  # fmt: skip
     found = {name: (run.path / name).read_bytes() for name in runs.RECORDS if (run.path / name).exists()}
     if weights != "none":
         halves = halved(evaluate.load_model(run, last=weights == "last"))
-        if not all(torch.isfinite(value).all() for value in halves.values()):
+        if not all(torch.isfinite(value).all() for value in halves.values()):  # what half precision cannot hold
             raise CourseError(f"The weights of {run.label} are too large for half precision: use --weights none.")
         found[WEIGHTS[weights]] = save(halves)
     return {f"{run.label}/{name}": content for name, content in found.items()}
@@ -167,7 +172,9 @@ def _refusal(what: str, folder: Path | None = None) -> Iterator[None]:
     try:
         yield
     except CourseError as error:
-        reason = str(error).rstrip(".").replace(shown(folder), "it") if folder else str(error)
+        reason = str(error).rstrip(".")
+        if folder:
+            reason = reason.replace(f"{shown(folder)}/", "its ").replace(shown(folder), "it")
         raise CourseError(f"{what} was refused, and nothing was taken in: {reason}.") from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -197,8 +204,8 @@ def _extract(path: Path, into: Path) -> list[str]:
             if len(content) > LIMITS[match[2]]:
                 raise CourseError(f"{member.filename} is longer than {LIMITS[match[2]]:,} bytes")
             seen.add(member.orig_filename)
-            (into / match[1]).mkdir(parents=True, exist_ok=True)
-            (into / match[0]).write_bytes(content)
+            with replacing(into / match[0]) as written:  # it says that the disk is full, not that the archive is torn
+                written.write_bytes(content)
             if match[1] not in labels:
                 labels.append(match[1])
         if not labels:
@@ -214,7 +221,6 @@ def check(folder: Path, label: str, recorded: bool, stand_in: bool) -> list[str]
     for name in runs.RECORDS[:2]:
         if not (folder / name).exists():
             raise CourseError(f"it has no {name}")
-    json.loads((folder / "run.json").read_text(), parse_constant=_no_number)
     record = runs.read(folder).record
     recipe, test = Recipe.from_dict(record["recipe"]), record.get("test")
     if f"{recipe.name}/{recipe.seed}" != label:
@@ -246,13 +252,8 @@ def check(folder: Path, label: str, recorded: bool, stand_in: bool) -> list[str]
             raise CourseError("its shift.csv and its accuracy on distorted images differ")
     for which, name in WEIGHTS.items():
         if (folder / name).exists():
-            _check_shapes(folder / name, network)
             notes.append(_reproduce(runs.Run(folder, record), which, stand_in))
     return [percent(test["accuracy"]) + " of the test images", *notes]
-
-
-def _no_number(text: str) -> None:
-    raise CourseError(f"its record holds {text}, which is no number")
 
 
 def _foreign(record: dict[str, Any]) -> Iterator[str]:
@@ -307,19 +308,9 @@ def _check_test(test: dict[str, Any], bits: Path | None = None) -> None:
             raise CourseError("its test_correct.txt and its test accuracy differ")
 
 
-def _check_shapes(path: Path, network: torch.nn.Module) -> None:
-    """Compare names, shapes and kinds of number with a network that holds no memory yet."""
-    weights = load_file(path)
-    found, expected = ({name: (value.shape, value.is_floating_point()) for name, value in each.items()}
-                       for each in (weights, network.state_dict()))  # fmt: skip
-    if found != expected:
-        raise CourseError(f"its {path.name} is not of its recipe's network")
-    if not all(torch.isfinite(value).all() for value in weights.values()):
-        raise CourseError(f"its {path.name} holds numbers that are not finite")
-
-
 def _reproduce(run: runs.Run, which: str, stand_in: bool) -> str:
     """Test weights again where the run's own test set is here: the record must be of these weights."""
+    model = evaluate.load_model(run, last=which == "last")
     claimed = run.record.get("test" if which == "best" else "test_last")
     if not claimed:
         return f"{which} weights, of which the record says no accuracy"
@@ -327,8 +318,7 @@ def _reproduce(run: runs.Run, which: str, stand_in: bool) -> str:
         test = evaluate.own_test(run, stand_in)
     except CourseError:
         return f"{which} weights, not tested again: their test set is not here"
-    logits = evaluate.predict(evaluate.load_model(run, last=which == "last"), test.images, Augment("none"),
-                              run.record["recipe"]["precision"])  # fmt: skip
+    logits = evaluate.predict(model, test.images, Augment("none"), run.record["recipe"]["precision"])
     found = evaluate.accuracy(logits, test.labels).value
     near = max(HAIR, 2.5 / len(test.labels))  # rounding may move two images of a small test set
     if claimed["count"] != len(test.labels) or abs(found - claimed["accuracy"]) > near:
@@ -375,10 +365,12 @@ def _move(labels: list[str], temporary: Path, root: Path) -> None:
                 (root / label).rename(temporary / "old" / label)
             (root / label).parent.mkdir(parents=True, exist_ok=True)
             (temporary / "new" / label).rename(root / label)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too
         for label in reversed(done):
             if not (temporary / "new" / label).exists():
                 (root / label).rename(temporary / "new" / label)
             if (temporary / "old" / label).exists():
                 (temporary / "old" / label).rename(root / label)
+        if not isinstance(error, OSError):
+            raise
         raise CourseError(f"Cannot write {shown(root / done[-1])} ({error.strerror}): nothing was taken in.") from error

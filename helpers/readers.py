@@ -28,8 +28,8 @@ _Set = tuple[Any, Any, Any]  # images uint8 [N, 32, 32, 3], labels or None, ids 
 
 def load(path: Path, classes: Sequence[str]) -> tuple[Tensor, Tensor | None, Tensor]:
     """What `helpers.data.load_shifted` promises, with the names that sub-folders may have, in the labels' order."""
-    if not path.exists():
-        raise CourseError(f"{shown(path)} is not there: give {FORMS}.")
+    if not path.is_dir() and not path.is_file():  # nor a pipe or device, which might never end
+        raise CourseError(f"{shown(path)} is {'no file' if path.exists() else 'not there'}: give {FORMS}.")
     try:
         if path.is_dir():
             found = _read_folder(path, classes)

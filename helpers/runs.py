@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ RECORDS = ("run.json", "history.csv", "shift.csv", "reliability.csv", "estimates
 DEFINITIONS = {
     "train_accuracy": "share of augmented training images classified right while training, in the last epoch; under "
     "Mixup lam * correct(a) + (1 - lam) * correct(b)",
-    "train_loss": "mean cross-entropy of the same images, in nats",
+    "train_loss": "mean in the same epoch of what was minimised, in nats: the cross-entropy with the mixed and "
+    "smoothed labels, half of it with what the teachers predict where there are any, plus the weighted disagreement of "
+    "views; weight decay not counted",
     "val_accuracy": "share of validation images (held out of the training set, normalised only) classified right by "
     "the best epoch, which is chosen by this number and is therefore slightly flattered",
     "val_loss": "mean cross-entropy of the same images at the best epoch, in nats",
@@ -62,9 +65,11 @@ SCHEMA = _object({
     "metrics": _object({"train_accuracy": _SHARE, "train_loss": _LOSS, "val_accuracy": _SHARE, "val_loss": _LOSS,
                         "val_augmented_accuracy": _SHARE}),
 })  # fmt: skip
-SCHEMA["properties"] |= dict.fromkeys(
-    ("test", "test_last"), _object({"accuracy": _SHARE, "low": _SHARE, "high": _SHARE, "count": _COUNT})
-)
+_TESTED = _object({"accuracy": _SHARE, "low": _SHARE, "high": _SHARE, "count": _COUNT})
+SCHEMA["properties"] |= {"side_by_side": _COUNT, "test_last": _TESTED, "test": {**_TESTED, "properties": {
+    **_TESTED["properties"], "mirrored": _TESTED, "classes": {"type": "array", "items": _TEXT},
+    "confusion": {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}}},
+}}}  # fmt: skip
 SCHEMA["properties"]["corrupted"] = _object({
     "accuracy": _SHARE, "count": _COUNT,
     "severities": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 1, "maximum": 5}},
@@ -131,14 +136,16 @@ def add_to_record(path: Path, entries: dict[str, Any]) -> Run:
 def read(path: str | Path) -> Run:
     """One run by its folder, or by a .safetensors file that carries its record or lies beside its run.json.
 
-    A run's own best.safetensors means its folder. Raises CourseError if it is not a finished run.
+    A run's own best.safetensors means its folder. Raises CourseError if it is not a finished run, or if its recipe is
+    none.
     """
     path = Path(path)
     path = path.parent if path.name == WEIGHTS else path
     try:
         record = _refuse_misfit(_record(path), name_prefix="record")
+        Recipe.from_dict(record["recipe"])
         return Run(path, {key: record[key] for key in record if key != "definitions"})
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError, CourseError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CourseError(
             f"{shown(path)} is not a finished run ({reason}): expected a folder with run.json and "
@@ -152,9 +159,35 @@ def _record(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:  # reads the header, runs no code
             metadata = file.metadata() or {}
         if "recipe" in metadata:
-            return {key: json.loads(value) for key, value in metadata.items()}
+            return {key: _parsed(value) for key, value in metadata.items()}
         path = path.parent
-    return json.loads((path / "run.json").read_text())
+    return _parsed((path / "run.json").read_text())
+
+
+def _parsed(text: str) -> Any:
+    """JSON of numbers that a float can hold: Python's own also reads NaN, takes 1e999 for infinity and counts on."""
+
+    def number(digits: str) -> float:
+        if not math.isfinite(value := float(digits)):
+            raise ValueError(f"{digits[:20]} is no finite number")
+        return value
+
+    def whole(digits: str) -> int:
+        number(digits)
+        return int(digits)
+
+    return json.loads(text, parse_float=number, parse_int=whole, parse_constant=number)
+
+
+def seeds(folder: str | Path) -> list[Run]:
+    """The finished runs with weights in a recipe's folder, by seed; a damaged one is left out, with a warning."""
+    found = []
+    for path in Path(folder).glob("*/run.json"):
+        try:
+            found.append(read(path.parent))
+        except CourseError as error:
+            warnings.warn(f"Left out: {error}", stacklevel=2)
+    return sorted((run for run in found if run.weights.exists()), key=lambda run: run.record["recipe"]["seed"])
 
 
 def find(recipe: str, seed: int = 0, root: Path = RECORDED) -> Run:

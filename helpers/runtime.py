@@ -127,6 +127,14 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the home that a leading ~ or ~user stands for; CourseError where nobody has that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CourseError(f"{path} begins with the home of a user who is not here: write that folder out.") from error
+
+
 @contextmanager
 def staging(root: Path, advice: str = "choose a folder you may write to") -> Iterator[Path]:
     """Yield a temporary folder inside `root`, from which what is whole can be renamed into place; gone at the end.

@@ -39,8 +39,7 @@ def together(folder: str | Path, stand_in: bool = False) -> pd.DataFrame:
     chosen by it. Raises CourseError for fewer than two seeds with weights.
     """
     folder = Path(folder)
-    found = [run for run in map(runs.read, sorted(path.parent for path in folder.glob("*/run.json")))
-             if run.weights.exists()]  # fmt: skip
+    found = runs.seeds(folder)
     found = estimate.siblings(found[0]) if found else []
     if len(found) < 2:
         raise CourseError(

@@ -568,8 +568,7 @@ def _teachers(recipe: Recipe, store: Path, source: str) -> list[runs.Run]:
     """The finished seeds of the recipe's teacher in the same store; CourseError if none is there with weights."""
     if not recipe.teacher:
         return []
-    found = [runs.read(path.parent) for path in sorted((store / recipe.teacher).glob("*/run.json"))]
-    found = [run for run in found if run.weights.exists() and run.record["data"] == source]
+    found = [run for run in runs.seeds(store / recipe.teacher) if run.record["data"] == source]
     if not found:
         raise CourseError(f"{recipe.name} learns from {recipe.teacher}, of which {shown(store)} holds no finished run "
                           "with weights: train that first, with the same --root.")  # fmt: skip

@@ -228,10 +228,20 @@ def test_smaller_training_part_keeps_the_validation_images():
     assert set(small.train.images.flatten().tolist()) < set(large.train.images.flatten().tolist())
 
 
-@pytest.mark.parametrize(("val", "train"), [(0, 100), (1_000, None), (500, 501), (5, 100), (100, 5), (-1, 10)])
+@pytest.mark.parametrize(
+    ("val", "train"),
+    [(0, 100), (1_000, None), (500, 501), (5, 100), (100, 5), (-1, 10), (500, 499), (500, 491)],
+)
 def test_impossible_splits_are_refused(val, train):
     with pytest.raises(CourseError, match="Cannot split"):
         data.split_train_val(fake_set(), val, train)
+
+
+def test_a_home_that_nobody_has_is_said(monkeypatch):
+    monkeypatch.setenv("CIFAR10_ROOT", "~nobody-of-this-name/data")
+    for find in (data.data_root, lambda: data.load_shifted("~nobody-of-this-name/fog.npy")):
+        with pytest.raises(CourseError, match=r"~nobody-of-this-name/.* begins with the home of a user who"):
+            find()
 
 
 @needs_cifar

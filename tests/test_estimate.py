@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import bootstrap, norm
 
 from helpers import assess, data, distort, estimate, evaluate, runs
-from helpers.runtime import generator
+from helpers.runtime import CourseError, generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -185,6 +185,30 @@ def test_trials_are_fitted_and_tried_on_validation_images_and_kept(seeds, stand_
     assert "agreement" in set(estimate.trials(run, val, count=60).method), "a sibling has come since"
 
 
+HEAD = "kind,severity,method,predicted,true,count\n"
+
+
+@pytest.mark.parametrize("left", ["", "a\n", HEAD, f"{HEAD}contrast,1,ATC,x,0.5,60\n", f"{HEAD}fog,1,ATC,,1,9\n", "\0"])
+def test_damaged_trials_are_made_anew(seeds, stand_in, monkeypatch, left):
+    monkeypatch.setattr(distort, "KINDS", ("contrast",))
+    run = runs.read(seeds / "2")
+    found = estimate.trials(run, stand_in.val, count=60)
+    (seeds / "2" / "estimates.csv").write_text(left)
+    pd.testing.assert_frame_equal(estimate.trials(run, stand_in.val, count=60), found)
+
+
+def test_estimates_are_fitted_on_images_of_the_runs_own_data(seeds, tmp_path, without_cifar10):
+    """A run on CIFAR-10, where that is not: the submission is written, and nothing is fitted on drawn shapes."""
+    record = runs.read(seeds / "0").record
+    run = runs.Run(seeds / "0", {**record, "data": data.CIFAR10})
+    pixels = data.draw_stand_in(20, seed=8).images.permute(0, 2, 3, 1).contiguous().numpy()
+    (tmp_path / "set.pkl").write_bytes(pickle.dumps({b"data": pixels, b"ids": np.arange(20)}))
+    with pytest.raises(CourseError, match="trained on CIFAR-10, the images here are stand-in"):
+        assess.shifted(run, tmp_path / "set.pkl", tmp_path / "out", stand_in=True)
+    assert len(pd.read_csv(tmp_path / "out" / "submission.csv")) == 20
+    assert not (seeds / "0" / "estimates.csv").exists()
+
+
 def test_an_unlabelled_set_gets_a_submission_and_an_estimate(seeds, tmp_path, without_cifar10, monkeypatch, capsys):
     monkeypatch.setattr(distort, "KINDS", ("contrast", "pixelate"))
     images = data.draw_stand_in(50, seed=8).images
@@ -225,6 +249,10 @@ def test_a_labelled_set_and_a_cifar_10_c_folder_are_told_apart(seeds, tmp_path, 
     np.testing.assert_allclose(drawn["corruptions.png"].collections[0].get_array().ravel(), 100 * np.array(right))
     assess.shifted(run, folder / "contrast.npy", out)
     assert str(evaluate.accuracy(logits, labels)) in capsys.readouterr().out
+    (folder / "contrast.npy").rename(folder / "saturate.npy")  # which CIFAR-10-C does not score
+    assess.shifted(run, folder, out)
+    assert "no mean: 0 scored kinds at 5 severities, 10 images each" in capsys.readouterr().out
+    (folder / "saturate.npy").rename(folder / "contrast.npy")
     shares = 100 * sklearn.metrics.confusion_matrix(labels, answers, labels=range(10), normalize="true")
     np.testing.assert_allclose(drawn["confusion.png"].collections[0].get_array().reshape(10, 10), shares)
     panel = drawn["reliability.png"]

@@ -346,10 +346,28 @@ def test_torn_weights_are_said_in_a_sentence(run, share):
 
 
 def test_weights_of_another_network_are_said_in_a_sentence(run, tiny):
-    save_file(dict(tiny.but(width=16).network().state_dict()), run.path / "best.safetensors")
-    with pytest.raises(CourseError) as error:
+    weights = run.weights
+    sound = load_file(weights)
+    whole = {name: value.long() if name == "fc.bias" else value for name, value in sound.items()}
+    for other in (dict(tiny.but(width=16).network().state_dict()), whole, {**sound, "more": torch.zeros(1)}):
+        save_file(other, weights)
+        with pytest.raises(CourseError, match="is not of its recipe's network") as error:
+            evaluate.load_model(run)
+        assert one_sentence(error)
+    save_file({**sound, "fc.bias": sound["fc.bias"] / 0}, weights)
+    with pytest.raises(CourseError, match="numbers that are not finite") as error:
         evaluate.load_model(run)
     assert one_sentence(error)
+
+
+def test_a_network_of_any_size_is_refused_before_it_is_made(run, monkeypatch):
+    """50 blocks of each width up to 4,096 would take 66 GB: nothing of it is drawn or held."""
+    claimed = {**run.record["recipe"], "blocks": [50] * 4, "width": 512}
+    drawn = []
+    monkeypatch.setattr(torch.nn.init, "kaiming_normal_", lambda tensor, **_: drawn.append(tensor.device.type))
+    with pytest.raises(CourseError, match="is not of its recipe's network"):
+        evaluate.load_model(runs.Run(run.path, {**run.record, "recipe": claimed}))
+    assert set(drawn) == {"meta"}
 
 
 def test_a_tested_run_gets_the_test_metrics(run, without_cifar10):
@@ -426,10 +444,34 @@ def test_the_last_weights_are_those_the_training_ended_with(run, stand_in):
         evaluate.load_model(run, last=True)
 
 
+@pytest.mark.parametrize("left", [b"", b"ff", b"zz", b"\xff\xfe", b"ff" * 26])
+def test_a_damaged_list_of_right_answers_is_made_anew(run, few, left):
+    evaluate.test_run(run.path, stand_in=True)
+    right = evaluate.correct_on_test(run.path, stand_in=True)
+    path = run.path / "test_correct.txt"
+    whole = path.read_bytes()
+    assert right.sum() == round(runs.read(run.path).record["test"]["accuracy"] * len(right)) and len(right) == 200
+    path.write_bytes(left)
+    assert (evaluate.correct_on_test(run.path, stand_in=True) == right).all() and path.read_bytes() == whole
+
+
+def test_distorted_images_that_were_tried_are_not_made_fewer(run, tmp_path, few, monkeypatch, capsys):
+    monkeypatch.setattr(distort, "KINDS", ("contrast", "gaussian_blur"))
+    assess.clean(run, 20, tmp_path / "out", stand_in=True)
+    before = (run.path / "shift.csv").read_bytes()
+    assert "kept" not in capsys.readouterr().out
+    again = assess.clean(runs.read(run.path), 5, tmp_path / "out", stand_in=True)
+    printed = capsys.readouterr().out
+    assert "tried on 20 distorted images before, and these are kept" in printed and "20 images each" in printed
+    assert (run.path / "shift.csv").read_bytes() == before and again.record["corrupted"]["count"] == 20
+    assess.clean(runs.read(run.path), 30, tmp_path / "out", stand_in=True)
+    assert "30 images each" in capsys.readouterr().out and runs.read(run.path).record["corrupted"]["count"] == 30
+
+
 def test_a_run_on_other_data_is_not_tested(run, without_cifar10):
     runs.write_record(run.path, {**run.record, "data": "CIFAR-10"})
     before = (run.path / "run.json").read_bytes()
-    with pytest.raises(CourseError, match=r"trained on CIFAR-10, the test set here is stand-in"):
+    with pytest.raises(CourseError, match=r"trained on CIFAR-10, the images here are stand-in"):
         evaluate.test_run(run.path, stand_in=True)
     assert (run.path / "run.json").read_bytes() == before
 

@@ -111,6 +111,8 @@ def test_the_same_runs_are_the_same_bytes_and_parts_hold_whole_runs(store, tmp_p
     exchange.unpack(parts, tmp_path / "there", stand_in=True)
     assert sorted(runs.load(tmp_path / "there").seed) == [1, 2, 3]
     (tmp_path / "c-other.zip").touch()
+    exchange.pack(tmp_path / "c.zip", folders)  # one again, in place of two
+    assert {path.name for path in tmp_path.glob("c*")} == {"c.zip", "c-other.zip"}
     exchange.pack(tmp_path / "c.zip", folders, split_mb=1.5 * size / 1e6)
     assert {path.name for path in tmp_path.glob("c*")} == {"c-1of3.zip", "c-2of3.zip", "c-3of3.zip", "c-other.zip"}
     with pytest.raises(CourseError, match=r"tiny/1 takes .* MB and does not fit into .* MB: .*--weights none"):
@@ -131,10 +133,23 @@ def test_what_cannot_be_packed_is_said(store, finished_tiny, tmp_path):
     ):
         with pytest.raises(CourseError, match=said):
             exchange.pack(tmp_path / name, folders, weights)
+    for size in (0.0, float("nan"), float("inf"), 1e9):
+        with pytest.raises(CourseError, match=r"--split-mb .* is out of range: expected 0\.01 to 2,147"):
+            exchange.pack(tmp_path / "a.zip", [run], split_mb=size)
+    history = (run / "history.csv").read_text()
+    for left, said in ((None, r"history\.csv cannot be read"), (history.splitlines()[0], "has 0 rows of history"),
+                       (history[: history[:-1].rindex("\n")], "has 3 rows of history")):  # fmt: skip
+        (tmp_path / "twin" / "history.csv").unlink()
+        if left is not None:
+            (tmp_path / "twin" / "history.csv").write_text(left)
+        with pytest.raises(CourseError, match=said):
+            exchange.pack(tmp_path / "a.zip", [tmp_path / "twin"])
+        (tmp_path / "twin" / "history.csv").write_text(history)
     (tmp_path / "twin" / "best.safetensors").unlink()
     with pytest.raises(CourseError, match=r"best\.safetensors cannot be read"):
         exchange.pack(tmp_path / "a.zip", [tmp_path / "twin"])
-    huge = {name: value * 1e6 for name, value in load_file(run / "best.safetensors").items()}
+    huge = {name: value * 1e6 if value.is_floating_point() else value
+            for name, value in load_file(run / "best.safetensors").items()}  # fmt: skip
     (tmp_path / "twin" / "best.safetensors").write_bytes(save(huge))
     with pytest.raises(CourseError, match="too large for half precision"):
         exchange.pack(tmp_path / "a.zip", [tmp_path / "twin"])
@@ -208,6 +223,21 @@ def test_all_archives_or_none(content, tmp_path, monkeypatch):
     monkeypatch.setattr(type(here), "rename", failing)
     refused([good, second], here, "No space left on device", replace=True)
     assert tree(here) == {"tiny/1/run.json": b"what was there"}
+
+    def stopped(self, target):
+        count.append(target)
+        if len(count) == 3:
+            raise SystemExit(130)  # Ctrl-C
+        return rename(self, target)
+
+    count.clear()
+    monkeypatch.setattr(type(here), "rename", stopped)
+    with pytest.raises(SystemExit):
+        exchange.unpack([good, second], here, replace=True)
+    assert tree(here) == {"tiny/1/run.json": b"what was there"}
+    monkeypatch.undo()
+    monkeypatch.setattr(type(here), "write_bytes", lambda self, value: (_ for _ in ()).throw(OSError(28, "disk full")))
+    refused([good], here, r"Cannot write .*/run\.json|Cannot write .*\(disk full\): free some space")
     monkeypatch.undo()
 
 
@@ -245,6 +275,11 @@ def test_a_name_that_is_not_ours_is_refused(content, tmp_path, name):
     refused([path], tmp_path / "there", r"was refused.*(should hold <recipe>/<seed>/|twice)")
     assert not (tmp_path / "there").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
+
+
+def test_a_name_that_comes_twice_is_refused(content, tmp_path):
+    path = zipped(tmp_path / "a.zip", [*content.items(), ("tiny/0/run.json", content["tiny/0/run.json"])])
+    refused([path], tmp_path / "there", r"it holds tiny/0/run\.json twice")
 
 
 def test_links_devices_and_other_packings_are_refused(content, tmp_path):
@@ -312,7 +347,7 @@ def test_nothing_that_differs_from_itself_is_believed(content, tmp_path):
         (record(lambda r: r["recipe"].update(colour="red")), "no field 'colour'"),
         (record(lambda r: r.update(best_epoch=r["best_epoch"] % 4 + 1)), r"differ in best_epoch"),
         (record(lambda r: r["metrics"].update(val_accuracy=0.99)), "differ in val_accuracy"),
-        (record(lambda r: r["metrics"].update(train_loss=float("nan"))), "NaN, which is no number"),
+        (record(lambda r: r["metrics"].update(train_loss=float("nan"))), "NaN is no finite number"),
         (record(lambda r: r["test"].update(accuracy=0.12345)), "not a share of its test images"),
         (record(lambda r: r["test"].update(accuracy=r["test"]["low"] - 0.01)), "not a share of its test images"),
         (record(lambda r: r["test"].update(low=0.0)), "or its interval is another"),
@@ -320,6 +355,10 @@ def test_nothing_that_differs_from_itself_is_believed(content, tmp_path):
          "its confusion and its test accuracy differ"),
         (record(lambda r: r["test_last"].update(accuracy=0.99)), "or its interval is another"),
         (record(longer), "test_correct.txt and its test accuracy"),
+        (record(lambda r: r["corrupted"].update(accuracy=r["corrupted"]["accuracy"] + 2e-5)),
+         r"its shift\.csv and its accuracy on distorted images differ"),
+        (record(lambda r: r["corrupted"].update(count=51)), r"its shift\.csv and its accuracy on distorted images"),
+        (record(lambda r: r["corrupted"].update(severities=[1])), r"its shift\.csv and its accuracy on distorted"),
         (record(lambda r: r.pop("test")), "it has not been tested"),
         (record(lambda r: r.update(parameters=7)), "it has 7 parameters"),
         (record(lambda r: r.pop("commit")), r"it is not a finished run \(record must contain \['commit'\] properties"),

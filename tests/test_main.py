@@ -67,6 +67,10 @@ def test_help_does_not_wait_for_torch(tmp_path, arguments):
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (("train", "nope"), "no recipe 'nope': expected one of .*quick"),
     (("train",), "Give one recipe to train, as in `train paper`"),
+    (("train", ""), "no recipe ''"),
+    (("runs", "export", "x.zip", "--split-mb", "inf"), "--split-mb inf is out of range"),
+    (("evaluate", ROOT / "data" / "runs" / "quick", "--out", "x"), "leave out --data, --corruptions and --out"),
+    (("evaluate", "--weights", ROOT / "data" / "runs" / "quick"), "has 0 seed.s. with weights"),
     (("train", "quick", "--recipe", "quick"), "Give one recipe to train"),
     (("train", "--recipe", "quick", "--seed", "0", "--seeds", "2"), "--seed K .* or --seeds N .* not both"),
     (("train", "quick", "--seeds", "2", "--run-dir", "x"), "--run-dir is the folder of one run"),
@@ -126,6 +130,8 @@ def test_train_then_evaluate_then_again(here, tmp_path):
     tested = here("evaluate", tmp_path / "run", "--stand-in", "--out", tmp_path / "out").stdout
     assert tested.splitlines()[0] == banner and tested.splitlines()[-1:] == lines[2:]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["confusion.png", "reliability.png"]
+    last = here("evaluate", tmp_path / "run" / "last.safetensors", "--stand-in", "--out", tmp_path / "out").stdout
+    assert re.match("quick/0 on stand-in: the last of 2 epochs, test .* %", last.splitlines()[-1])
     other = here("train", "quick", *tiny, "--set", "momentum=0.5", "--stand-in")
     assert "another momentum" in refused(other)
 

@@ -282,6 +282,25 @@ def test_a_file_longer_than_any_set_is_not_read(tmp_path):
         data.load_shifted(tmp_path / "long.pkl")
 
 
+def test_what_might_never_end_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pkl")
+    (tmp_path / "zero.pkl").symlink_to("/dev/zero")
+    for path in ("pipe.pkl", "zero.pkl"):
+        with pytest.raises(CourseError, match=f"{path} is no file: give|/dev/zero is no file: give"):
+            data.load_shifted(tmp_path / path)
+
+
+@pytest.mark.parametrize(("kind", "says"), [
+    ("lists without end", "nests lists deeper than 8"), ("tuples without end", "something else than arrays"),
+    ("ten to the ninth lists", "again and again"), ("a list inside itself", "nests lists deeper than 8"),
+    ("instructions without end", "longer than 1,000,000 instructions"),
+    ("bytes made again and again", "makes more of its [0-9,]+ bytes than they can hold"),
+])  # fmt: skip
+def test_each_bound_of_a_pickle_is_the_one_that_refuses(refuse, kind, says):
+    with pytest.raises(AssertionError, match=says):
+        raise AssertionError(refuse(HOSTILE[kind]))
+
+
 # ------------------------------------------------------------------------------------------------------ mere mistakes
 
 

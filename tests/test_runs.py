@@ -1,6 +1,7 @@
 """The run store: what is written is read back, equal numbers give equal bytes, damage is said in a sentence."""
 
 import json
+import math
 import shutil
 import warnings
 
@@ -87,6 +88,13 @@ def test_a_damaged_record_is_said_in_a_sentence(tmp_path, content):
         ({"seconds": 0}, r"record\.seconds must be bigger than 0"),
         ({"versions": {"torch": 2}}, r"record\.versions\.torch must be string"),
         ({"recipe": {"name": "tiny", "seed": -1, "epochs": 4}}, r"record\.recipe\.seed must be bigger than"),
+        ({"recipe": {"name": "tiny", "seed": 0, "epochs": 20, "ema_decay": "x"}}, "ema_decay='x' is out of range"),
+        ({"recipe": {"name": "tiny", "seed": 0, "epochs": 20, "colour": "red"}}, "no field 'colour'"),
+        ({"test": {"accuracy": 0.5, "low": 0, "high": 1, "count": 10, "mirrored": "x"}}, r"mirrored must be object"),
+        ({"side_by_side": "x"}, r"record\.side_by_side must be integer"),
+        ({"seconds": math.nan}, "NaN is no finite number"),
+        ({"seconds": -math.inf}, "-Infinity is no finite number"),
+        ({"more": 10**400}, "10000000000000000000 is no finite number"),
     ],
 )
 def test_what_a_record_must_hold_is_named_where_it_does_not(finished_tiny, tmp_path, change, said):
@@ -99,6 +107,27 @@ def test_what_a_record_must_hold_is_named_where_it_does_not(finished_tiny, tmp_p
     with pytest.warns(UserWarning, match=said) as caught:
         assert len(runs.load(tmp_path)) == 1, "the other stays"
     assert len(caught) == 1
+
+
+def test_a_record_that_holds_more_than_json_does_is_said_in_a_sentence(finished_tiny, tmp_path):
+    shutil.copytree(finished_tiny, tmp_path / "tiny" / "0")
+    path = tmp_path / "tiny" / "0" / "run.json"
+    whole = path.read_text()
+    for entry in ('"seconds": 1e999', '"more": ' + "[" * 100_000 + "]" * 100_000):
+        path.write_text(whole.rstrip().removesuffix("}") + f", {entry}}}")
+        with pytest.warns(UserWarning, match="Left out: .*tiny/0 is not a finished run"):
+            assert runs.load(tmp_path).empty
+
+
+def test_the_seeds_of_a_recipe_are_those_with_weights_and_a_damaged_one_stops_none(finished_tiny, tmp_path):
+    for seed in (0, 2, 5, 10):
+        shutil.copytree(finished_tiny, tmp_path / str(seed))
+        record = runs.read(finished_tiny).record
+        runs.write_record(tmp_path / str(seed), {**record, "recipe": {**record["recipe"], "seed": seed}})
+    (tmp_path / "0" / "best.safetensors").unlink()
+    (tmp_path / "5" / "run.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"Left out: .*5 is not a finished run"):
+        assert [run.path.name for run in runs.seeds(tmp_path)] == ["2", "10"]
 
 
 def test_a_copy_of_a_run_is_no_other_seed(finished_tiny, tmp_path):

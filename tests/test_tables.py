@@ -121,7 +121,7 @@ def test_a_climb_is_told_with_what_it_changes_and_costs(tmp_path):
             accuracy = 0.5 + number / 10 + seed * (number + 1) / 100
             path = record(tmp_path, rung.but(seed=seed), accuracy).path
             run = runs.read(path)
-            run.record["test"]["mirrored"] = {"accuracy": accuracy + 0.015}
+            run.record["test"]["mirrored"] = {**run.record["test"], "accuracy": accuracy + 0.015}
             runs.write_record(path, {**run.record, "seconds": 10.0 + 20 * number + 4 * seed})
     rows = figures.rungs(runs.load(tmp_path), QUICK, "climb")
     found = tables.costs(rows, QUICK)

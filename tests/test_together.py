@@ -1,5 +1,7 @@
 """Several seeds as one: means against sums written out, and batch norm's statistics against those of all images."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
@@ -72,6 +74,14 @@ def test_seeds_are_tested_alone_and_together(seeds):
     assert table.loc["mean of predictions", "accuracy"] == pytest.approx(right, abs=1e-6)
     assert (table.low < table.accuracy).all() and (table.accuracy < table.high).all()
     assert pd.read_csv(seeds / FILE).equals(table.reset_index())
+
+
+def test_a_damaged_seed_is_left_out(seeds, tmp_path):
+    for seed in ("0", "1", "2"):
+        shutil.copytree(seeds / str(min(int(seed), 1)), tmp_path / seed)
+    (tmp_path / "2" / "run.json").write_text("{")
+    with pytest.warns(UserWarning, match="Left out: .*2 is not a finished run"):
+        assert together(tmp_path, stand_in=True).network.tolist()[:2] == ["seed 0", "seed 1"]
 
 
 def test_one_seed_is_refused(seeds, tmp_path):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -64,17 +63,17 @@ def _look(recipe: Recipe, path: Path, source: str, corruptions: int) -> Job:
     except CourseError:  # what is wrong is said where the run is asked to go on
         return Job(recipe, path, "refused: damaged, or another run", 0)
     if trained:
-        lacks = ["to test" * ("test" not in held), _to_distort(path, held, corruptions)]
+        lacks = ["to test" * ("test" not in held), _to_distort(runs.Run(path, held), corruptions)]
         return Job(recipe, path, ", ".join(filter(None, lacks)) or FINISHED, 0, trained=True)
     taken = len(held["history"]) * steps + held["done"] if held else 0
     state = f"to resume in epoch {len(held['history']) + 1}" if held else "to train"
     return Job(recipe, path, state, (recipe.epochs * steps - taken) * recipe.batch_size)
 
 
-def _to_distort(path: Path, record: dict[str, Any], corruptions: int) -> str:
+def _to_distort(run: runs.Run, corruptions: int) -> str:
     """In words, that a run is not yet tested on that many distorted images, or on all there are; "" if it is."""
-    before = record.get("corrupted", {}).get("count", 0) if (path / "shift.csv").exists() else 0
-    if before >= min(corruptions, record.get("test", {}).get("count", corruptions)):
+    before = evaluate.tried_on(run)
+    if before >= min(corruptions, run.record.get("test", {}).get("count", corruptions)):
         return ""
     return f"{AGAIN}, {before:,} images so far" if before else "to distort"
 
@@ -91,7 +90,7 @@ def complete(jobs: Sequence[Job], images: Callable[[Recipe], data.TrainingData],
         run = runs.read(job.path)
         if "test" not in run.record:
             run = evaluate.test_run(job.path, stand_in)
-        if _to_distort(job.path, run.record, corruptions):
+        if _to_distort(run, corruptions):
             evaluate.shifted_metrics(job.path, count=corruptions, stand_in=stand_in)
 
 
