@@ -138,6 +138,16 @@ def test_images_of_a_batch_draw_independently():
             assert (a, b) in related or abs(same[a, b]) < 0.08, (a, b)
 
 
+def test_the_settings_are_those_of_the_recorded_runs_and_torchvisions_where_they_say_so():
+    """A record does not hold them: whoever changes one makes other recipes of all that have been run."""
+    s = Settings()
+    erasing, flip, sharp = v2.RandomErasing(), v2.RandomHorizontalFlip(), v2.RandomAdjustSharpness(2.0)
+    assert (s.erase_p, s.erase_area, s.erase_ratio) == (erasing.p, tuple(erasing.scale), tuple(erasing.ratio))
+    assert (s.flip, s.sharpness_p) == (flip.p, sharp.p)
+    assert (s.padding, s.rotation, s.brightness, s.contrast, s.saturation, s.hue) == (4, 15.0, 0.2, 0.2, 0.2, 0.05)
+    assert (s.sharpness, s.blur, s.blur_p, s.erase_tries) == (2.0, (0.1, 1.0), 0.5, 10)
+
+
 @pytest.mark.parametrize("strength", [1.0, 1.5])
 def test_magnitudes_are_those_of_the_settings(strength):
     s = Settings().scaled(strength)

@@ -150,6 +150,8 @@ def seeds(finished_tiny, tmp_path):
 def test_siblings_differ_in_the_seed_alone_and_have_weights(seeds):
     names = [[sibling.path.name for sibling in estimate.siblings(runs.read(seeds / seed))] for seed in ("0", "1", "2")]
     assert names == [["0", "1"], ["1", "0"], ["2"]]
+    runs.write_record(seeds / "1", {**runs.read(seeds / "1").record, "data": "CIFAR-10"})
+    assert len(estimate.siblings(runs.read(seeds / "0"))) == 1, "nor is what was trained on other images"
 
 
 def test_a_seed_from_before_a_field_existed_is_a_sibling(seeds):

@@ -252,6 +252,35 @@ def test_a_forecast_comes_from_recorded_runs_of_the_network_and_writes_nothing(r
     assert files(tmp_path) == before
 
 
+def test_what_is_left_of_a_run_is_what_has_not_been_trained(stand_in, tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch of five steps; and of a run on other data nothing can be said."""
+    step, taken = train.Trainer.step, itertools.count(1)
+
+    def stopping(self, *arguments):
+        if next(taken) == 2 * 5 + 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(train.Trainer, "step", stopping)
+    with pytest.raises(train.Interrupted):
+        train.fit(TINY, stand_in, tmp_path / "tiny" / "0", device=torch.device("cpu"))
+    monkeypatch.undo()
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "nowhere"))
+    (job,) = sweep.plan([TINY], [0], tmp_path, stand_in=True)
+    assert (job.state, job.images) == ("to resume in epoch 3", (2 * 5 - 3) * TINY.batch_size)
+    (job,) = sweep.plan([TINY], [0], tmp_path)
+    assert (job.state, job.images) == ("refused: damaged, or another run", 0), "on CIFAR-10 it is another"
+
+
+def test_a_forecast_takes_no_rate_of_another_device(reference, tmp_path, monkeypatch):
+    shutil.copytree(reference / "tiny" / "0", tmp_path / "tiny" / "0")
+    path = tmp_path / "tiny" / "0" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "device": "NVIDIA H200"}))
+    monkeypatch.setattr(jobs, "measure", lambda made: 400.0)
+    _, said = sweep.forecast(sweep.plan([TINY], [1], tmp_path, stand_in=True), tmp_path)
+    assert said[0] == "tiny and the like: 400 images/s, measured for two seconds now"
+
+
 def test_without_a_recorded_run_a_forecast_measures(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "measure", lambda made: 400.0)
     other = TINY.but(name="other", width=16)

@@ -9,8 +9,9 @@ from conftest import TINY
 from sklearn.metrics import accuracy_score
 
 from helpers import evaluate, runs, train
-from helpers.augment import Augment
-from helpers.runtime import CourseError
+from helpers import together as room
+from helpers.augment import Augment, Settings
+from helpers.runtime import CourseError, generator
 from helpers.together import FILE, mean_of_weights, together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,6 +75,16 @@ def test_seeds_are_tested_alone_and_together(seeds):
     assert table.loc["mean of predictions", "accuracy"] == pytest.approx(right, abs=1e-6)
     assert (table.low < table.accuracy).all() and (table.accuracy < table.high).all()
     assert pd.read_csv(seeds / FILE).equals(table.reset_index())
+
+
+def test_statistics_are_counted_on_training_images_as_they_are_augmented(seeds, monkeypatch):
+    seen, recipe = [], TINY
+    monkeypatch.setattr(room, "mean_of_weights", lambda models, *given: seen.append(given) or models[0])
+    together(seeds, stand_in=True)
+    ((images, augment),) = seen
+    assert torch.equal(images, train.training_data(recipe, stand_in=True).train.images)
+    expected = Augment(recipe.stage, policy=recipe.policy, settings=Settings().scaled(recipe.strength))
+    assert torch.equal(augment(images[:40], generator(1)), expected(images[:40], generator(1)))
 
 
 def test_a_damaged_seed_is_left_out(seeds, tmp_path):

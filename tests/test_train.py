@@ -18,6 +18,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import timm.optim
 import torch
@@ -116,15 +117,20 @@ def test_the_history_holds_the_rates(finished_tiny):
 # ------------------------------------------------------------------------------------------------------ one step
 
 
+def _augment(recipe, stage):
+    return Augment(stage, policy=recipe.policy, settings=Settings().scaled(recipe.strength))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"stage": "none", "mixup_alpha": 0.0},
         {"stage": "crop_flip", "mixup_alpha": 0.0, "weight_decay": 0.05, "momentum": 0.5},
-        {"stage": "erasing", "mixup_alpha": 1.0, "weight_decay": 5e-4},
+        {"stage": "erasing", "mixup_alpha": 1.0, "weight_decay": 5e-4, "strength": 0.5},
         {"stage": "none", "mixup_alpha": 0.0, "momentum": 0.0, "weight_decay": 0.0},
         {"stage": "none", "mixup_alpha": 0.0, "nesterov": True, "label_smoothing": 0.1},
         {"stage": "rotation_autoaugment", "mixup_alpha": 0.2, "clip_norm": 0.5, "decay_all": False},
+        {"stage": "rotation_autoaugment", "policy": "trivialaugment", "strength": 1.5, "mixup_alpha": 0.0},
         {"stage": "none", "mixup_alpha": 0.0, "decoupled_decay": True, "weight_decay": 0.1, "decay_all": False},
     ],
 )
@@ -140,7 +146,7 @@ def test_the_losses_are_those_of_a_plain_loop(stand_in, tiny, changes):
         [{"params": decayed}, {"params": spared, "weight_decay": 0.0}], recipe.learning_rate, recipe.momentum,
         weight_decay=recipe.weight_decay, nesterov=recipe.nesterov,
     )  # fmt: skip
-    augment, draws = Augment(recipe.stage), generator(recipe.seed, 1)
+    augment, draws = _augment(recipe, recipe.stage), generator(recipe.seed, 1)
     trainer.model.train()
     model.train()
     for step in range(20):
@@ -211,9 +217,13 @@ def test_disagreement_is_scipys_entropy_of_the_mean_less_the_mean_entropy(views,
     assert train.disagreement(logits).item() == pytest.approx(expected.mean(), abs=1e-5)
 
 
-def test_a_consistent_step_compares_an_image_with_two_views_of_it(stand_in, tiny):
+@pytest.mark.parametrize(
+    ("stage", "policy", "strength"), [("crop_flip", "autoaugment", 1.0), ("colour", "trivialaugment", 0.5)]
+)
+def test_a_consistent_step_compares_an_image_with_two_views_of_it(stand_in, tiny, stage, policy, strength):
     """AugMix, equation 1: cross-entropy on the image itself, and 12 times the divergence of all three predictions."""
-    recipe = tiny.but(dropout=0.0, stage="crop_flip", mixup_alpha=0.0, seed=4, consistency=12.0)
+    recipe = tiny.but(dropout=0.0, stage=stage, mixup_alpha=0.0, seed=4, consistency=12.0, policy=policy,
+                      strength=strength)  # fmt: skip
     trainer = train.Trainer(recipe, stand_in, CPU)
     model = recipe.network().to(memory_format=torch.channels_last)
     model.load_state_dict(trainer.model.state_dict())
@@ -225,7 +235,7 @@ def test_a_consistent_step_compares_an_image_with_two_views_of_it(stand_in, tiny
         index = torch.randperm(recipe.train_size, generator=generator(step))[: recipe.batch_size]
         loss = trainer.step(index, 0.05).item()
         images = stand_in.train.images[index]
-        views = [Augment(stage)(images, draws) for stage in ("crop_flip", *["rotation_autoaugment"] * 2)]
+        views = [_augment(recipe, one)(images, draws) for one in (stage, *["rotation_autoaugment"] * 2)]
         logits = model(torch.cat(views).contiguous(memory_format=torch.channels_last)).split(len(index))
         p = [one.softmax(1) for one in logits]
         mean = (sum(p) / 3).clamp(1e-7, 1).log()
@@ -267,6 +277,11 @@ def test_a_taught_step_is_half_the_labels_and_half_the_mean_of_the_teachers(stan
         assert all(torch.equal(value, old[name]) for name, value in teacher.state_dict().items())
 
 
+def elsewhere(path):
+    """Let a run's record say that it was trained on other data."""
+    return runs.write_record(path, {**runs.read(path).record, "data": "CIFAR-10"})
+
+
 def test_a_recipe_learns_from_the_seeds_beside_it(stand_in, tiny, tmp_path):
     recipe = tiny.but(name="taught", teacher="tiny", epochs=2)
     with pytest.raises(CourseError, match=r"taught learns from tiny, of which .* holds no finished run with weights"):
@@ -275,6 +290,10 @@ def test_a_recipe_learns_from_the_seeds_beside_it(stand_in, tiny, tmp_path):
     fit(first, stand_in, tmp_path / "tiny" / "0")
     run = fit(recipe, stand_in, tmp_path / "taught" / "0")
     assert run.record["teachers"] == ["tiny/0"]
+    fit(first.but(seed=1), stand_in, tmp_path / "tiny" / "1")
+    elsewhere(tmp_path / "tiny" / "1")
+    again = fit(recipe, stand_in, tmp_path / "taught" / "again")
+    assert again.record["teachers"] == ["tiny/0"], "what was trained on other images teaches nothing here"
     plain = fit(recipe.but(name="plain", teacher=""), stand_in, tmp_path / "plain" / "0")
     assert plain.record["teachers"] == [] and not plain.history.equals(run.history)
 
@@ -292,6 +311,10 @@ def test_a_recipe_trains_another_on_from_its_weights(finished_tiny, stand_in, ti
     with pytest.raises(CourseError, match=r"refined trains tiny/0 on, and .* does not hold .*: train it first"):
         fit(recipe, stand_in, tmp_path / "refined" / "0")
     shutil.copytree(finished_tiny, tmp_path / "tiny" / "0")
+    shutil.copytree(finished_tiny, tmp_path / "other" / "tiny" / "0")
+    elsewhere(tmp_path / "other" / "tiny" / "0")
+    with pytest.raises(CourseError, match="refined trains tiny/0 on, and"):
+        fit(recipe, stand_in, tmp_path / "other" / "refined" / "0")
     run = fit(recipe, stand_in, tmp_path / "refined" / "0")
     assert run.record["start"] == "tiny/0, best.safetensors"
     theirs, ours = load_file(finished_tiny / runs.WEIGHTS), load_file(tmp_path / "refined" / "0" / runs.WEIGHTS)
@@ -568,6 +591,20 @@ def test_an_interrupted_run_ends_with_the_same_bytes(finished_tiny, stand_in, ti
     resumed = fit(tiny, stand_in, tmp_path)
     assert result(tmp_path) == result(finished_tiny) and names(tmp_path) == FILES
     assert resumed.record["metrics"] == runs.read(finished_tiny).record["metrics"]
+
+
+def test_what_an_interrupted_run_has_learned_and_taken_is_counted(stand_in, tiny, tmp_path):
+    """Its history lies there to be read; the record at the end has the seconds of all its parts."""
+    interrupted(tiny, stand_in, tmp_path, epochs=3)
+    kept = pd.read_csv(tmp_path / "history.csv")
+    assert kept.epoch.tolist() == [1, 2], "of the epochs before the last checkpoint"
+    state, _ = checkpoint.read(tmp_path)
+    assert state["seconds"] > 0
+    checkpoint.write(tmp_path, {**state, "seconds": 1_000.0}, state["count"] + 1)
+    record = fit(tiny, stand_in, tmp_path).record
+    images = tiny.epochs * train.steps_per_epoch(tiny) * tiny.batch_size
+    assert 1_000 < record["seconds"] < 1_100
+    assert record["images_per_second"] == pytest.approx(images / record["seconds"], abs=0.06)
 
 
 def test_a_run_goes_on_under_the_teachers_it_began_with(finished_tiny, stand_in, tiny, tmp_path):
@@ -1028,9 +1065,20 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(stand_in, tiny
         fit(tiny, stand_in, tmp_path, checkpoint_seconds=0)
     assert f"{train.learning_rate(tiny, 7):.3g}" in str(caught.value) and "\n" not in str(caught.value)
     state, problems = checkpoint.read(tmp_path)
+    assert checkpoint.SLOTS[state["count"] % 2] in str(caught.value), "the newer of the two"
     assert not problems and len(state["history"]) == 1 and state["done"] == 2
     assert all(bool(value.isfinite().all()) for value in state["model"].values())
     assert not (tmp_path / "run.json").exists()
+
+
+def test_a_loss_is_looked_at_now_and_then(stand_in, tiny, tmp_path, monkeypatch):
+    """Not only where an epoch or a checkpoint ends: a run on a GPU would waste minutes."""
+    real, losses = mixing.mixed_cross_entropy, []
+    monkeypatch.setattr(train, "LOOK", 2)
+    monkeypatch.setattr(train, "mixed_cross_entropy", lambda *given: losses.append(0) or real(*given) * math.inf)
+    with pytest.raises(CourseError, match=r"at step 0 .*no checkpoint had been written yet"):
+        fit(tiny, stand_in, tmp_path, checkpoint_seconds=3_600)
+    assert len(losses) == 2 < train.steps_per_epoch(tiny)
 
 
 def test_out_of_memory_names_a_batch_that_fits(stand_in, tiny, tmp_path, monkeypatch):
