@@ -1,5 +1,6 @@
 """The command line, the Makefile and the promises of a checkout: what a newcomer types, and what they get wrong."""
 
+import ast
 import json
 import os
 import re
@@ -179,6 +180,21 @@ def test_make_help_has_a_line_for_every_target():
     shown = subprocess.run(["make", "-s", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert {line.split()[1] for line in shown.splitlines()} == targets
     assert targets >= {"setup", "reproduce", "test", "figures", "notebooks", "report", "bench", "lab"}
+
+
+def test_later_rooms_use_earlier_ones_and_the_readme_lists_them_so():
+    table = re.search(r"\| room \| holds \|\n.*?\n\n", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    order = [name for row in table.split("\n")[2:-2] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    rooms = {path.name.removesuffix(".py"): path for path in (ROOT / "helpers").iterdir() if path.suffix == ".py"
+             or (path / "__init__.py").exists()}  # fmt: skip
+    assert sorted(order) == sorted(set(rooms) - {"__init__"})
+    for number, room in enumerate(order):
+        for path in [rooms[room]] if rooms[room].is_file() else rooms[room].glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+                    named = node.module.split(".")[1:2] or [alias.name for alias in node.names]
+                    late = [name for name in named if name in rooms and order.index(name) > number]
+                    assert not late, f"{path.name} imports {late}"
 
 
 def test_setup_does_nothing_twice():
