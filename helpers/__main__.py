@@ -191,6 +191,19 @@ def runs_import(
         print(line)
 
 
+@store.command("publish")
+def runs_publish(
+    run: Annotated[Path, typer.Argument(help="The folder of a tested run.")],
+    file: Annotated[Path, typer.Argument(help="The file to write, a .safetensors; its model card goes beside it.")],
+    stand_in: StandIn = False,
+) -> None:
+    """Write a run's weights, in half precision and tested again, and its record as one file with a model card."""
+    from helpers import publish
+
+    _tell(publish.publish(run, file, stand_in))
+    print(f"model card in {shown(file.with_suffix('.md'))}")
+
+
 distorted = typer.Typer(help="Write distorted test images of our own making.", no_args_is_help=True)
 app.add_typer(distorted, name="distort")
 Seed = Annotated[int, typer.Option(help="Which of many such sets.")]

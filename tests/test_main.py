@@ -93,6 +93,7 @@ def test_help_does_not_wait_for_torch(tmp_path, arguments):
     (("runs", "export", "x.zip", "--root", "/nonexistent"), "no finished run to export"),
     (("runs", "export", "x.zip", "y", "--root", "z"), "or the --root that holds them, not both"),
     (("runs", "import", "/nonexistent.zip"), "cannot be read, and nothing was taken in"),
+    (("runs", "publish", "/nonexistent", "x.safetensors"), "is not a finished run"),
     (("bench", "nope"), "no benchmark 'nope'"),
     (("reproduce", "--profile", "nope"), "no profile 'nope'"),
     (("distort", "cifar10c", "--kind", "nope", "--stand-in"), "no distortion 'nope'"),
@@ -133,6 +134,10 @@ def test_train_then_evaluate_then_again(here, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["confusion.png", "reliability.png"]
     last = here("evaluate", tmp_path / "run" / "last.safetensors", "--stand-in", "--out", tmp_path / "out").stdout
     assert re.match("quick/0 on stand-in: the last of 2 epochs, test .* %", last.splitlines()[-1])
+    file = tmp_path / "quick.safetensors"
+    published = here("runs", "publish", tmp_path / "run", file, "--stand-in").stdout.splitlines()
+    assert published[-2].endswith("quick.safetensors") and published[-1].endswith("quick.md")
+    assert file.exists() and "# quick/0: SE-ResNet" in file.with_suffix(".md").read_text()
     other = here("train", "quick", *tiny, "--set", "momentum=0.5", "--stand-in")
     assert "another momentum" in refused(other)
 
