@@ -8,6 +8,8 @@ import shutil
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +46,8 @@ def train(recipe: Annotated[str | None, typer.Argument(help="A named recipe, suc
           name: Annotated[str | None, typer.Option("--recipe", help="The same, as an option.")] = None,
           seed: Annotated[int | None, typer.Option(help="The run's seed. Default: 0.")] = None,
           seeds: Annotated[int | None, typer.Option(help="Train seeds 0 to N-1 in one go: side by side on a GPU, one "
-                                                    "after the other on a CPU.", metavar="N", min=1)] = None,
+                                                    "after the other on a CPU.", metavar="N", min=1,
+                                                    max=1_000)] = None,
           change: Changes = None,
           root: Annotated[Path | None, typer.Option(help="For <root>/<recipe>/<seed>. Default: out/runs.")] = None,
           run_dir: Annotated[Path | None, typer.Option(help="One run's folder, wherever it is.")] = None,
@@ -269,6 +272,7 @@ def notebooks(only: Only = None) -> None:
     from helpers import data
     from helpers import notebooks as notebook_room
 
+    notebook_room.choose(only)  # a slip of the pen is refused before anything is done
     data.fetch()
     notebook_room.refresh(only=only)
     problems = [problem for entry in notebook_room.choose(only) for problem in notebook_room.check(entry.path)]
@@ -282,7 +286,7 @@ def reproduce(profile: Profile = "quick",
               only: Only = None,
               resume: Annotated[bool, typer.Option(help="Keep runs trained earlier.")] = False) -> None:  # fmt: skip
     """Run every notebook end to end into out/<profile>/, with figures, report.html and summary.json."""
-    from helpers import data, runs
+    from helpers import checkpoint, data, runs
     from helpers import figures as figure_room
     from helpers import notebooks as notebook_room
 
@@ -290,20 +294,25 @@ def reproduce(profile: Profile = "quick",
     notebook_room.choose(only)  # a slip of the pen is refused before anything is removed
     there = _images_are_there(profile)
     source = data.STAND_IN if profile == "quick" and not there else data.CIFAR10
-    if profile == "quick" and not (resume or only):  # a quick run is cheap, and should come from the code as it is now
-        shutil.rmtree(folder, ignore_errors=True)
     pictures = "photographs" if there else "drawn"
     store = runs.RECORDED if profile == "recorded" else folder / "runs"
-    summary = notebook_room.reproduce(
-        profile, folder, only, {"pictures": pictures}, data_source=source,
-        results=lambda: {"test accuracy": _accuracies(runs.load(store))},
-    )  # fmt: skip
-    print(f"\ndata      {source}")
-    for label, accuracy in summary["results"]["test accuracy"].items():
-        print(f"accuracy  {label}: {accuracy}")
-    if summary["results"]["test accuracy"]:
-        figure_room.regenerate(folder / "figures", store, source)
-        print(f"figures   {shown(folder / 'figures')}")
+    with _alone(folder):
+        if profile == "quick" and not (resume or only):  # a quick run is cheap, and should come from the code as it is
+            for lock in folder.glob("runs/*/*/.lock"):
+                with checkpoint.hold(lock.parent):  # refused where a notebook trains there
+                    pass
+            if folder.exists():
+                shutil.rmtree(folder.resolve())
+        summary = notebook_room.reproduce(
+            profile, folder, only, {"pictures": pictures}, data_source=source,
+            results=lambda: {"test accuracy": _accuracies(runs.load(store), source)},
+        )  # fmt: skip
+        print(f"\ndata      {source}")
+        for label, accuracy in summary["results"]["test accuracy"].items():
+            print(f"accuracy  {label}: {accuracy}")
+        if summary["results"]["test accuracy"]:
+            figure_room.regenerate(folder / "figures", store, source)
+            print(f"figures   {shown(folder / 'figures')}")
     print(f"report    {shown(folder / 'report.html')}\nsummary   {shown(folder / 'summary.json')}")
     print(f"time      {summary['seconds']:.0f} s")
     if source == data.STAND_IN:
@@ -347,9 +356,23 @@ def _images_are_there(profile: str) -> bool:
     return True
 
 
-def _accuracies(table) -> dict[str, str]:
-    """recipe/seed -> test accuracy with its interval."""
-    tested = table.dropna(subset=["test_accuracy"]) if len(table) else table
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a profile's folder for one `reproduce` at a time; the lock lies beside it, since the folder may go."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=0)
+    except Timeout:
+        raise CourseError(f"Another `reproduce` is at work in {shown(folder)}: wait for it to end.") from None
+    with lock:
+        yield
+
+
+def _accuracies(table, source: str) -> dict[str, str]:
+    """recipe/seed -> test accuracy with its interval, of the runs on this data."""
+    tested = table[table.data == source].dropna(subset=["test_accuracy"]) if len(table) else table
     return {f"{row.recipe}/{row.seed}, {row.epochs} epochs":
             f"{percent(row.test_accuracy)} of {int(row.test_count):,} test images [{percent(row.test_low)}, "
             f"{percent(row.test_high)}]" for row in tested.itertuples()}  # fmt: skip

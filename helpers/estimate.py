@@ -96,13 +96,13 @@ def predictions(val_logits: Tensor, val_labels: Tensor, logits: Tensor) -> dict[
 # ------------------------------------------------------------------------------------- tried where the truth is known
 
 
-def siblings(run: runs.Run) -> list[runs.Run]:
-    """The run and, after it, the runs beside it that differ in nothing but the seed and have weights."""
+def siblings(run: runs.Run, beside: Sequence[runs.Run] | None = None) -> list[runs.Run]:
+    """The run and, after it, those `beside` it that differ in nothing but the seed: by default all with weights."""
 
     def kind(of: runs.Run) -> tuple[Recipe, str]:  # as a recipe, in which a field younger than the run has its default
         return Recipe.from_dict(of.record["recipe"]).but(seed=0), of.record["data"]
 
-    others = [other for other in runs.seeds(run.path.parent) if other.path != run.path]
+    others = [other for other in (beside or runs.seeds(run.path.parent)) if other.path != run.path]
     return [run, *(other for other in others if kind(other) == kind(run))]
 
 
@@ -133,15 +133,17 @@ def try_on_distortions(
 def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
     """`try_on_distortions` of a run beside its siblings, on the first `count` validation images of its own split.
 
-    Read from estimates.csv beside run.json where that is whole and no sibling has come since, else computed, and
-    written there unless the run is one file.
+    Read from estimates.csv beside run.json where that is whole and of as many networks and images, else computed, and
+    written there unless the run is one file. Without weights it is read as it is.
     """
     path, beside = run.path / FILE, siblings(run)
-    kept = _kept(path)
-    if kept is not None and (not run.weights.exists() or len(beside) == 1 or "agreement" in set(kept.method)):
-        return kept
+    val, kept = val.first(count), _kept(path)
+    if kept is not None:
+        same = set(kept.get("networks", [])) == {len(beside)} and set(kept["count"]) == {len(val.labels)}
+        if same or not run.weights.exists():
+            return kept
     models = [load_model(sibling) for sibling in beside]
-    table = try_on_distortions(models, val.first(count), run.record["recipe"]["precision"])
+    table = try_on_distortions(models, val, run.record["recipe"]["precision"]).assign(networks=len(models))
     if run.path.is_dir():
         runs.write_table(path, table)
     return table

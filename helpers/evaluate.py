@@ -147,6 +147,9 @@ def per_class(counts: list[list[int]], classes: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["class", "accuracy", "low", "high", "count"])
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what weights may be stored as
+
+
 def load_model(run: runs.Run, last: bool = False) -> nn.Module:
     """The network of a run with the weights of its best epoch (or of its last), float32 (stored so or in half), in
     evaluation mode. Raises CourseError where they are not there, damaged, not finite, or another network's.
@@ -161,14 +164,13 @@ def load_model(run: runs.Run, last: bool = False) -> nn.Module:
             f"{shown(path)} cannot be read ({type(error).__name__}): weights are not kept in git; train "
             "the run again, or give a folder that has them."
         ) from error
-    found, expected = ({name: (value.shape, value.is_floating_point()) for name, value in each.items()}
-                       for each in (weights, model.state_dict()))  # fmt: skip
+    found, expected = ({name: (value.shape, torch.float32 if value.dtype in _FLOATS else value.dtype)
+                        for name, value in each.items()} for each in (weights, model.state_dict()))  # fmt: skip
     if found != expected:
         raise CourseError(f"{shown(path)} is not of its recipe's network: train the run again.")
     if not all(torch.isfinite(value).all() for value in weights.values()):
         raise CourseError(f"{shown(path)} holds numbers that are not finite: train the run again.")
-    model.load_state_dict({name: value.float() if value.is_floating_point() else value
-                           for name, value in weights.items()}, assign=True)  # fmt: skip
+    model.to_empty(device="cpu").load_state_dict(weights)  # copies: the file may change while the network is used
     return model.to(pick_device(), memory_format=torch.channels_last).eval()
 
 
@@ -307,9 +309,19 @@ def corrupted(table: pd.DataFrame) -> dict[str, Any]:
     return {"accuracy": accuracy, "count": int(table["count"].iloc[0]), "severities": severities}
 
 
+def is_told(run: runs.Run) -> bool:
+    """Whether a run's record says of distorted images what the shift.csv beside it says; False without either."""
+    try:
+        again = corrupted(pd.read_csv(run.path / "shift.csv"))
+    except (OSError, ValueError, LookupError, AttributeError):  # not there, or what is left of it
+        return False
+    said = run.record.get("corrupted", {"accuracy": -1.0})
+    return {**again, "accuracy": 0} == {**said, "accuracy": 0} and abs(again["accuracy"] - said["accuracy"]) <= 1e-5
+
+
 def tried_on(run: runs.Run) -> int:
-    """How many test images a run's shift.csv has under each distortion; 0 where there is none."""
-    return run.record.get("corrupted", {}).get("count", 0) if (run.path / "shift.csv").exists() else 0
+    """How many test images a run's shift.csv has under each distortion; 0 where there is none, or a damaged one."""
+    return run.record["corrupted"]["count"] if is_told(run) else 0
 
 
 def shifted_metrics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -350,11 +351,26 @@ def beside(table: pd.DataFrame, name: str, root: Path) -> tuple[pd.DataFrame, pd
         return root / row.recipe / str(row.seed) / name
 
     rows = table[[row.recipe in NEAREST and path(row).exists() for row in table.itertuples()]]
-    if rows.empty:
-        return rows, rows
-    rows = main_run(rows)
-    tables = [pd.read_csv(path(row)).assign(seed=row.seed) for row in rows.itertuples()]
-    return pd.concat(tables, ignore_index=True), rows
+    found = {row.Index: one for row in rows.itertuples() if (one := _whole(path(row))) is not None}
+    if not found:
+        return rows[:0], rows[:0]
+    rows = main_run(rows.loc[list(found)])
+    columns = ["kind", "severity", "method", "count"]
+    tried = pd.Series({index: found[index].filter(columns).drop_duplicates().to_csv() for index in rows.index})
+    rows = rows[tried == tried.mode()[0]]  # a mean over seeds is of what all of them were tried on
+    return pd.concat([found[row.Index].assign(seed=row.seed) for row in rows.itertuples()], ignore_index=True), rows
+
+
+def _whole(path: Path) -> pd.DataFrame | None:
+    """A table of distorted images; None, with a warning, for what is left of one."""
+    try:
+        found = pd.read_csv(path)
+        if len(found) and {"kind", "severity", "count"} <= set(found):
+            return found
+    except (OSError, ValueError):
+        pass
+    warnings.warn(f"Left out: {shown(path)} is damaged: make it anew with `evaluate --corruptions`.", stacklevel=2)
+    return None
 
 
 def kind_severity(shift: pd.DataFrame, rows: pd.DataFrame) -> Figure:
@@ -383,9 +399,11 @@ def reported(table: pd.DataFrame) -> Figure:
     return plots.bars(frame, "Reported and reproduced", "classified right, %")
 
 
-def draw(root: Path = runs.RECORDED) -> dict[str, Figure]:
-    """Every figure for which runs are recorded below `root`, by its file's name without .png."""
+def draw(root: Path = runs.RECORDED, source: str | None = None) -> dict[str, Figure]:
+    """Every figure for which runs are recorded below `root`, by its file's name without .png; of runs on the data
+    `source` alone, if given."""
     table = runs.current(runs.load(root))
+    table = table[table.data == source].reset_index(drop=True) if source and len(table) else table
     if table.empty:
         raise CourseError(f"No run is recorded in {shown(root)}: train one first.")
     drawn = {"figure_1_architecture": plots.architecture(recipe.RECIPES["paper"].network())}
@@ -412,7 +430,7 @@ def regenerate(folder: Path = FIGURES, root: Path = runs.RECORDED, source: str =
     """Draw every figure for which there are runs below `root` into `folder`, and remove there those of runs that are
     gone; the same runs give the same bytes."""
     plots.start(source)
-    drawn = draw(root)
+    drawn = draw(root, source)
     paths = [folder / f"{name}.png" for name in drawn]
     for path, figure in zip(paths, drawn.values(), strict=True):
         plots.save(figure, path)

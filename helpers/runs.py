@@ -121,10 +121,16 @@ def refuse_stand_in(path: Path, source: str) -> None:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> Run:
-    """Write run.json, with the definitions of its metrics; never for a stand-in run among the recorded ones."""
+    """Write run.json, with the definitions of its metrics; never for a stand-in run among the recorded ones, nor with
+    a number that is not finite."""
     refuse_stand_in(path, record["data"])
+    try:
+        text = json.dumps({**record, "definitions": DEFINITIONS}, indent=1, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise CourseError(f"{shown(path)} got a result that is not finite, and no record of it: train it again with a "
+                          "lower learning rate.") from error  # fmt: skip
     with replacing(path / "run.json") as temporary:
-        temporary.write_text(json.dumps({**record, "definitions": DEFINITIONS}, indent=1, sort_keys=True) + "\n")
+        temporary.write_text(text + "\n")
     return Run(path, record)
 
 
@@ -143,15 +149,18 @@ def read(path: str | Path) -> Run:
     path = path.parent if path.name == WEIGHTS else path
     try:
         record = _refuse_misfit(_record(path), name_prefix="record")
-        Recipe.from_dict(record["recipe"])
-        return Run(path, {key: record[key] for key in record if key != "definitions"})
-    except (OSError, ValueError, TypeError, RecursionError, SafetensorError, CourseError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CourseError(
             f"{shown(path)} is not a finished run ({reason}): expected a folder with run.json and "
             "history.csv, as `python -m helpers train` leaves it, or a .safetensors file with its record inside or "
             "beside it."
         ) from error
+    try:
+        Recipe.from_dict(record["recipe"])
+    except CourseError as error:
+        raise CourseError(f"{shown(path)} has a recipe that this version of the course cannot read: {error}") from error
+    return Run(path, {key: record[key] for key in record if key != "definitions"})
 
 
 def _record(path: Path) -> dict[str, Any]:

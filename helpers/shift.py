@@ -177,9 +177,10 @@ def told_apart(a: Tensor, b: Tensor, resamples: int = 1_000, seed: int = 0) -> A
     have not seen it. The AUC is the chance that an image of `b` looks more like `b` than one of `a` does: 0.5 means
     that these features cannot tell the sets apart, 1 that they always can. Interval: percentile bootstrap over the
     images, with the trees as they are. The sets must hold different images: of one image clean and distorted, each
-    would give the other's side away. Raises CourseError for fewer than ten images on a side.
+    would give the other's side away. Raises CourseError for fewer than 25 images on a side: four fifths of them must
+    be enough for a tree to part, which leaves 20 on each side of a cut.
     """
-    _at_least(10, a, b)
+    _at_least(25, a, b)
     x, y = np.concatenate((_features(a), _features(b))), np.repeat((0, 1), (len(a), len(b)))
     folds = list(StratifiedKFold(5, shuffle=True, random_state=seed).split(x, y))
     scores = cross_val_predict(_trees(seed), x, y, cv=folds, method="predict_proba")[:, 1]
@@ -269,7 +270,7 @@ class KindFinder:
 
         def solve(rows: np.ndarray, taken: np.ndarray) -> np.ndarray:
             weights, _ = nnls(rows.T, taken)
-            return weights / weights.sum()
+            return weights / weights.sum() if weights.any() else taken  # of kinds that no row explains
 
         drawn = [
             solve(
@@ -288,9 +289,12 @@ def learn_kinds(clean: Tensor, count: int = 1_000, seed: int = 0) -> KindFinder:
     """Teach trees the kinds of helpers.distort on clean images uint8 [N, 3, H, W], which should be training images.
 
     `count` images of each kind, a fifth at each severity, teach; half as many others, of other images, fill the
-    confusion. Raises CourseError for fewer than ten images; with fewer than 1.5 * count of them, images are used again.
+    confusion. Raises CourseError for fewer than ten images, or a count below ten; with fewer than 1.5 * count images,
+    some are used again.
     """
     _at_least(10, clean)
+    if count < 10:
+        raise CourseError(f"count={count} is out of range: expected at least 10, so that each severity is seen.")
     rng, names = np.random.default_rng(seed), ["clean", *KINDS]
     order = rng.permutation(len(clean))
     learn, test = order[: len(order) * 2 // 3], order[len(order) * 2 // 3 :]

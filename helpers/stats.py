@@ -16,6 +16,8 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.weightstats import DescrStatsW
 
+from helpers.runtime import CourseError
+
 LEVEL = 0.05  # of a test, and one less the coverage of an interval
 INSIDE = "inside the noise"
 ONE_SEED = "one seed: nothing can be said"
@@ -133,9 +135,12 @@ def checkpoints(right: Mapping[str, np.ndarray]) -> pd.DataFrame:
 
     right: name -> bool [N], which images it gets right (`helpers.evaluate.correct_on_test`). Columns: first, second,
     only_first, only_second (images that only the one gets right), difference (accuracy of the second less the first's),
-    p, p_holm, verdict. It is about these two sets of weights; another seed of either recipe may say otherwise.
+    p, p_holm, verdict. It is about these two sets of weights; another seed of either recipe may say otherwise. Raises
+    CourseError unless all are of the same images.
     """
     rows = []
+    if len({np.shape(each) for each in right.values()} - {(0,)}) != 1:
+        raise CourseError("These runs were tested on different images, or on none: compare those tested on the same.")
     for (first, a), (second, b) in combinations(right.items(), 2):
         counts = np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]])
         rows.append((first, second, counts[0, 1], counts[1, 0], (counts[1, 0] - counts[0, 1]) / len(a),

@@ -28,7 +28,12 @@ def _interval(low: float, high: float, sign: str = "") -> str:
     """Two shares as the ends of an interval in per cent or points; nothing where there is none."""
     if not sign:  # a share lies between 0 and 1
         low, high = max(low, 0.0), min(high, 1.0)
-    return "" if pd.isna(low) else f"{100 * low:{sign}.2f} to {100 * high:{sign}.2f}"
+    return "" if pd.isna(low) else f"{_points(low, sign)} to {_points(high, sign)}"
+
+
+def _points(share: float, sign: str = "+") -> str:
+    text = f"{100 * share:{sign}.2f}"
+    return text if float(text) else f"{0:{sign}.2f}"  # not -0.00
 
 
 def _cell(text: str, low: float, high: float, sign: str = "") -> str:
@@ -65,7 +70,7 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
         found = found.set_index("after")
         table[name] = pd.Series({row.Index: _cell(percent(row.mean), row.low, row.high) for row in means.itertuples()})
         table[f"{short}: {less}, points"] = pd.Series({
-            row.Index: _cell(f"{100 * row.difference:+.2f}", row.low, row.high, "+") for row in found.itertuples()
+            row.Index: _cell(_points(row.difference), row.low, row.high, "+") for row in found.itertuples()
         })
         table[f"{short}: verdict"] = found.verdict + found.p_holm.map(_p)
     return table.fillna("")
@@ -140,12 +145,11 @@ def costs(rows: pd.DataFrame, base: recipe.Recipe, kind: str = "climb") -> pd.Da
 
     Seconds are means over seeds of the recorded wall clock, for comparison among rungs that one machine has run.
     """
-    columns = ["seconds", "mirrored_accuracy", "test_accuracy"]
-    means = rows.groupby("rung", sort=False)[columns].mean().astype(float)
-    gain = 100 * (means.mirrored_accuracy - means.test_accuracy)
+    gained = (rows.mirrored_accuracy - rows.test_accuracy).astype(float)  # of the runs that have both
+    means = rows.assign(gain=gained).groupby("rung", sort=False)[["seconds", "gain"]].mean().astype(float)
     return pd.DataFrame({
         "changes": means.index.map(figures.changes(base, kind)), "seconds": means.seconds.map("{:.0f}".format),
-        "mirror images, points": gain.map(lambda points: "" if pd.isna(points) else f"{points:+.2f}"),
+        "mirror images, points": means.gain.map(lambda gain: "" if pd.isna(gain) else _points(gain)),
     }, index=means.index)  # fmt: skip
 
 
@@ -174,7 +178,7 @@ def lengths(rows: pd.DataFrame) -> pd.DataFrame:
         table = table.join(means.map(percent, na_action="ignore").add_prefix(f"{short}: "))
         for (before, after), (count, own) in product(pairwise(order), part.groupby("epochs")):
             for row in stats.steps(own[own.rung.isin((before, after))], (before, after), value, "rung").itertuples():
-                cell = _cell(f"{100 * row.difference:+.2f}", row.low, row.high, "+")
+                cell = _cell(_points(row.difference), row.low, row.high, "+")
                 less.setdefault(f"{short}: {after} less {before}, points", {})[count] = cell
         table = table.join(pd.DataFrame(less))
     return table.fillna("")

@@ -40,7 +40,7 @@ def together(folder: str | Path, stand_in: bool = False) -> pd.DataFrame:
     """
     folder = Path(folder)
     found = runs.seeds(folder)
-    found = estimate.siblings(found[0]) if found else []
+    found = estimate.siblings(found[0], found) if found else []
     if len(found) < 2:
         raise CourseError(
             f"{shown(folder)} has {len(found)} seed(s) with weights, and it takes two to make a mean: train more with "

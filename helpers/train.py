@@ -423,6 +423,9 @@ def fit_many(
         sessions = [_Session(recipe, data.source, on_device, Path(path), resume, device, checkpoint_seconds, folders,
                              on_epoch, beside) for recipe, path in zip(recipes, run_dirs, strict=True)]  # fmt: skip
         together = [sessions] if device.type == "cuda" else [[session] for session in sessions]
+        _begin(together[0])
+        for session in () if resume else sessions:  # all at once: interrupted, none is what it was before
+            session.clear()
         for group in together:
             _train(group, stop)
         return [session.run for session in sessions]
@@ -431,14 +434,18 @@ def fit_many(
 class _Session:
     """One run and its folder: checkpoints in time, the lines it prints, the record at the end.
 
-    Made, it holds the folder and has refused what cannot work; `begin` builds what trains; `start` removes what a fresh
-    start replaces, so that nothing is gone before all runs of a call can go.
+    Made, it holds the folder and has refused what cannot work; `begin` builds what trains. So a fresh start removes
+    (`clear`) nothing before all runs of a call have passed, and the first have been built.
     """
 
     def __init__(self, recipe: Recipe, source: str, data: Callable[[], TrainingData], path: Path, resume: bool,
                  device: torch.device, checkpoint_seconds: float, folders: ExitStack,
                  on_epoch: OnEpoch | None, beside: int):  # fmt: skip
         runs.refuse_stand_in(path, source)
+        for name in ("teacher", "start"):
+            if getattr(recipe, name) == recipe.name:
+                raise CourseError(f"{name}={recipe.name!r} is this recipe itself, whose run it would write over: train "
+                                  f"{recipe.name}-{name}-{recipe.name} instead.")  # fmt: skip
         folders.enter_context(checkpoint.hold(path))
         self.recipe, self.data, self.device = recipe, data, device
         self.beside = beside  # runs that may share the device; `side_by_side`: those that did
@@ -464,6 +471,11 @@ class _Session:
                               "now: start afresh with resume=False (--fresh).")  # fmt: skip
         self.begins = _start(recipe, path.parent.parent, source)
 
+    def clear(self) -> None:
+        """Remove the run that was here."""
+        for name in (*runs.RECORDS, runs.WEIGHTS, runs.LAST, *checkpoint.SLOTS):  # the record first
+            (self.path / name).unlink(missing_ok=True)
+
     def begin(self) -> None:
         """Put the run on the device, as it was left."""
         with _memory_advice(self.recipe, self.device, self.beside):
@@ -488,9 +500,6 @@ class _Session:
 
     def start(self, side_by_side: int) -> None:
         """The clock and the bar run from here, beside those of the other runs which share the device."""
-        if not self.resume:
-            for name in (*runs.RECORDS, runs.WEIGHTS, runs.LAST, *checkpoint.SLOTS):  # the record first
-                (self.path / name).unlink(missing_ok=True)
         trainer, self.side_by_side, self.saved = self.trainer, side_by_side, time.perf_counter()
         self.bar = tqdm(total=trainer.recipe.epochs * trainer.steps, unit="step", desc=self.label, disable=self.quiet,
                         initial=len(trainer.history) * trainer.steps + trainer.done)  # fmt: skip
@@ -568,7 +577,8 @@ def _teachers(recipe: Recipe, store: Path, source: str) -> list[runs.Run]:
     """The finished seeds of the recipe's teacher in the same store; CourseError if none is there with weights."""
     if not recipe.teacher:
         return []
-    found = [run for run in runs.seeds(store / recipe.teacher) if run.record["data"] == source]
+    found = [runs.read(path.parent) for path in sorted((store / recipe.teacher).glob("*/run.json"))]
+    found = [run for run in found if run.weights.exists() and run.record["data"] == source]
     if not found:
         raise CourseError(f"{recipe.name} learns from {recipe.teacher}, of which {shown(store)} holds no finished run "
                           "with weights: train that first, with the same --root.")  # fmt: skip
@@ -599,11 +609,18 @@ def _start(recipe: Recipe, store: Path, source: str) -> runs.Run | None:
     return run
 
 
-def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
-    """A step of each in turn until all are done; on a request to stop, a checkpoint of each, then Interrupted."""
+def _begin(sessions: list[_Session]) -> list[_Session]:
+    """Build those that are not finished and not built yet; returns all that are not finished."""
     unrecorded = [session for session in sessions if session.run is None]
     for session in unrecorded:
-        session.begin()
+        if session.trainer is None:
+            session.begin()
+    return unrecorded
+
+
+def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
+    """A step of each in turn until all are done; on a request to stop, a checkpoint of each, then Interrupted."""
+    unrecorded = _begin(sessions)
     for session in unrecorded:
         session.start(len(unrecorded))
     for session in sessions:
@@ -619,8 +636,9 @@ def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
                 if session.working:
                     session.save()
             at = ", ".join(f"{session.label} after epoch {session.epoch}" for session in working)
-            raise Interrupted(f"Stopped by {signal.Signals(stop['signum']).name} ({at}): everything is kept; call the "
-                              "same again to go on.", stop["signum"])  # fmt: skip
+            again = "the same again" if sessions[0].resume else "the same again, but without --fresh,"
+            raise Interrupted(f"Stopped by {signal.Signals(stop['signum']).name} ({at}): everything is kept; call "
+                              f"{again} to go on.", stop["signum"])  # fmt: skip
 
 
 @contextmanager
@@ -665,7 +683,7 @@ def _memory_advice(recipe: Recipe, device: torch.device, beside: int) -> Iterato
         if "DefaultCPUAllocator" not in str(error):  # torch has no type of its own for it
             raise
         raise CourseError(f"A batch of {recipe.batch_size} does not fit into this machine's memory: give a smaller "
-                          "batch_size, or free some of it.") from error  # fmt: skip
+                          "batch_size, or free some memory.") from error  # fmt: skip
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

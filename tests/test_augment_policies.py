@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from test_augment_ops import images_of
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
 from helpers.augment import families, ops, policies
 from helpers.runtime import generator
@@ -180,3 +181,13 @@ def test_an_image_does_not_depend_on_its_companions(policy):
     for i in range(0, 70, 7):
         alone = policies.apply(policy, images[i : i + 1].float(), op[i : i + 1], magnitude[i : i + 1])
         assert torch.equal(together[i : i + 1], alone)
+
+
+@pytest.mark.parametrize(("reference", "bins"), [(v2.TrivialAugmentWide, 31), (v2.AutoAugment, 10)])
+def test_solarize_inverts_the_levels_that_torchvisions_does(reference, bins):
+    """To the level, at every strength: 85 and 51 are thresholds themselves, which a float32 may miss."""
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
+    make, _ = reference()._AUGMENTATION_SPACE["Solarize"]
+    for strength, magnitude in enumerate(make(bins, 32, 32).tolist()):
+        threshold, _ = policies._magnitude("solarize", strength, bins, (32, 32), wide=bins == 31)
+        assert torch.equal(TF.solarize(levels, threshold), TF.solarize(levels, 255.0 * magnitude))

@@ -148,6 +148,21 @@ def test_the_settings_are_those_of_the_recorded_runs_and_torchvisions_where_they
     assert (s.sharpness, s.blur, s.blur_p, s.erase_tries) == (2.0, (0.1, 1.0), 0.5, 10)
 
 
+def test_a_strength_scales_what_it_says_and_no_more():
+    s = Settings().scaled(1.5)
+    assert (s.rotation, s.brightness, s.contrast, s.saturation, s.hue) == pytest.approx((22.5, 0.3, 0.3, 0.3, 0.075))
+    assert (s.sharpness, *s.blur, *s.erase_area) == pytest.approx((2.5, 0.1, 1.45, 0.03, 0.495))
+    same = ("padding", "flip", "sharpness_p", "blur_p", "erase_p", "erase_ratio", "erase_tries")
+    assert all(getattr(s, name) == getattr(Settings(), name) for name in same)
+
+
+@pytest.mark.parametrize("level", [1, 37, 100, 128])
+def test_a_plain_set_has_no_deviation(level):
+    images = torch.full((50, 3, 32, 32), level, dtype=torch.uint8)
+    mean, std = channel_stats(images)
+    assert mean == pytest.approx([level / 255] * 3) and std == pytest.approx([0.0] * 3, abs=1e-6)
+
+
 @pytest.mark.parametrize("strength", [1.0, 1.5])
 def test_magnitudes_are_those_of_the_settings(strength):
     s = Settings().scaled(strength)

@@ -176,7 +176,7 @@ def test_trials_are_fitted_and_tried_on_validation_images_and_kept(seeds, stand_
         assert row.predicted[method] == pytest.approx(predicted)
     kept = (seeds / "0" / "estimates.csv").read_bytes()
     monkeypatch.setattr(estimate, "try_on_distortions", None)  # what is kept is not made again
-    pd.testing.assert_frame_equal(estimate.trials(run, val), found, atol=1e-6)
+    pd.testing.assert_frame_equal(estimate.trials(run, val, count=60), found, atol=1e-6)
     assert (seeds / "0" / "estimates.csv").read_bytes() == kept
     (seeds / "0" / "estimates.csv").unlink()
     (seeds / "1").rename(seeds.parent / "away")
@@ -185,6 +185,11 @@ def test_trials_are_fitted_and_tried_on_validation_images_and_kept(seeds, stand_
     assert set(estimate.trials(run, val, count=60).method) == {"ATC", "DoC"}
     (seeds.parent / "away").rename(seeds / "1")
     assert "agreement" in set(estimate.trials(run, val, count=60).method), "a sibling has come since"
+    shutil.copytree(seeds / "1", seeds / "4")
+    record = runs.read(seeds / "1").record
+    runs.write_record(seeds / "4", {**record, "recipe": {**record["recipe"], "seed": 4}})
+    assert set(estimate.trials(run, val, count=60).networks) == {3}, "and another"
+    assert set(estimate.trials(run, val, count=50)["count"]) == {50}, "of fewer images"
 
 
 HEAD = "kind,severity,method,predicted,true,count\n"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -349,7 +350,10 @@ def test_weights_of_another_network_are_said_in_a_sentence(run, tiny):
     weights = run.weights
     sound = load_file(weights)
     whole = {name: value.long() if name == "fc.bias" else value for name, value in sound.items()}
-    for other in (dict(tiny.but(width=16).network().state_dict()), whole, {**sound, "more": torch.zeros(1)}):
+    counter = next(name for name, value in sound.items() if value.dtype == torch.int64)
+    for other in (dict(tiny.but(width=16).network().state_dict()), whole, {**sound, "more": torch.zeros(1)},
+                  {**sound, counter: sound[counter].bool()},
+                  {**sound, "fc.bias": sound["fc.bias"].to(torch.float8_e4m3fn)}):  # fmt: skip
         save_file(other, weights)
         with pytest.raises(CourseError, match="is not of its recipe's network") as error:
             evaluate.load_model(run)
@@ -358,6 +362,15 @@ def test_weights_of_another_network_are_said_in_a_sentence(run, tiny):
     with pytest.raises(CourseError, match="numbers that are not finite") as error:
         evaluate.load_model(run)
     assert one_sentence(error)
+
+
+def test_a_network_does_not_hang_on_its_file(run, stand_in):
+    model = evaluate.load_model(run)
+    before = [value.clone() for value in model.state_dict().values()]
+    with run.weights.open("r+b") as file:
+        file.seek(-2_000, os.SEEK_END)
+        file.write(b"\1" * 2_000)
+    assert all(torch.equal(*pair) for pair in zip(before, model.state_dict().values(), strict=True))
 
 
 def test_a_network_of_any_size_is_refused_before_it_is_made(run, monkeypatch):
@@ -464,6 +477,19 @@ def test_distorted_images_that_were_tried_are_not_made_fewer(run, tmp_path, few,
     printed = capsys.readouterr().out
     assert "tried on 20 distorted images before, and these are kept" in printed and "20 images each" in printed
     assert (run.path / "shift.csv").read_bytes() == before and again.record["corrupted"]["count"] == 20
+    for left in ("", "a\n", "kind,severity\nfog", "kind,severity,accuracy,count\ncontrast,3,0.5,20\n", "\0"):
+        (run.path / "shift.csv").write_text(left)
+        assess.clean(runs.read(run.path), 20, tmp_path / "out", stand_in=True)
+        assert (run.path / "shift.csv").read_bytes() == before, "a damaged one is made anew"
+    (run.path / "reliability.csv").unlink()
+    assess.clean(runs.read(run.path), 5, tmp_path / "out", stand_in=True)
+    assert (run.path / "shift.csv").read_bytes() == before and (run.path / "reliability.csv").exists()
+    evaluate.shifted_metrics(run.path, (3,), 40, stand_in=True)
+    assess.clean(runs.read(run.path), 5, tmp_path / "out", stand_in=True)
+    assert runs.read(run.path).record["corrupted"] | {"accuracy": 0} == {
+        "accuracy": 0, "count": 40, "severities": [1, 2, 3, 4, 5]}  # fmt: skip
+    evaluate.shifted_metrics(run.path, (1, 2, 3, 4, 5), 20, stand_in=True)
+    capsys.readouterr()
     assess.clean(runs.read(run.path), 30, tmp_path / "out", stand_in=True)
     assert "30 images each" in capsys.readouterr().out and runs.read(run.path).record["corrupted"]["count"] == 30
 

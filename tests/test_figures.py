@@ -183,6 +183,22 @@ def test_an_approach_is_drawn_and_told_once_two_of_its_own_rungs_are_there(store
     assert "| `quick-with_trivialaugment` | policy trivialaugment |" in text
 
 
+def test_seeds_tried_on_other_images_are_not_averaged_and_a_damaged_table_is_left_out(tmp_path):
+    rows = pd.DataFrame({"recipe": "laptop", "seed": range(4), "tier": "cpu"})
+    for seed, (severities, count, accuracy) in enumerate(
+        (((1, 3), 1_000, 0.5), ((1, 3), 1_000, 0.7), ((1,), 500, 0.1), ((), 0, 0))
+    ):
+        path = tmp_path / "laptop" / str(seed)
+        path.mkdir(parents=True)
+        pd.DataFrame([{"kind": "fog", "severity": severity, "count": count, "accuracy": accuracy}
+                      for severity in severities]).to_csv(path / "shift.csv", index=False)  # fmt: skip
+    with pytest.warns(UserWarning, match=r"Left out: .*3/shift\.csv is damaged"):
+        found, kept = figures.beside(rows, "shift.csv", tmp_path)
+    assert kept.seed.tolist() == [0, 1] and found.groupby("severity").accuracy.mean().tolist() == [0.6, 0.6]
+    with pytest.warns(UserWarning, match=r"shift\.csv is damaged"):
+        assert figures.beside(rows[rows.seed == 3], "shift.csv", tmp_path)[1].empty
+
+
 def test_rungs_are_drawn_over_epochs_once_three_schedules_of_one_are_there(store):
     first, last = recipe.ladder(QUICK)[1], recipe.ladder(QUICK)[-1]
     for rung, accuracies in ((first, (0.6, 0.7)), (last, (0.4, 0.6))):

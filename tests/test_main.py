@@ -4,17 +4,21 @@ import ast
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tomllib
 import warnings
+from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
-from helpers import data
+from helpers import checkpoint, data
 from helpers.__main__ import app, main
+from helpers.notebooks import run
 from helpers.runtime import ROOT, CourseError, replacing
 
 NO_DATA = {"CIFAR10_ROOT": "/nonexistent/cifar"}
@@ -162,6 +166,68 @@ def test_the_recorded_course_runs_without_images(tmp_path, monkeypatch):
     assert summary["state"] == "passed" and summary["data_source"] == data.CIFAR10
 
 
+@pytest.fixture
+def stubbed(monkeypatch, tmp_path):
+    """`reproduce` with notebooks that take no time, in a folder of the test's; what they were asked is kept."""
+    asked = []
+
+    def ran(profile, folder, only, parameters, *, data_source, results):
+        asked.append((profile, only, parameters, data_source))
+        return {"state": stubbed.state, "seconds": 1.0, "results": results()}
+
+    stubbed = SimpleNamespace(state="passed", asked=asked, folder=tmp_path / "out" / "quick")
+    monkeypatch.setattr("helpers.__main__.out_dir", lambda profile: stubbed.folder)
+    monkeypatch.setattr("helpers.notebooks.reproduce", ran)
+    return stubbed
+
+
+def test_reproduce_fails_with_its_notebooks_and_says_what_it_ran_on(here, stubbed):
+    passed = here("reproduce")
+    assert passed.returncode == 0 and passed.stdout.count(data.BANNER) == 2, "at the start and at the end"
+    assert "data      stand-in" in passed.stdout
+    assert stubbed.asked == [("quick", None, {"pictures": "drawn"}, data.STAND_IN)]
+    stubbed.state = "failed"
+    assert "Not every notebook passed" in refused(here("reproduce"))
+
+
+def test_reproduce_removes_only_what_it_makes_anew_and_what_nobody_holds(here, stubbed):
+    old = stubbed.folder / "runs" / "quick" / "0" / "run.json"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    for kept in (("--resume",), ("--only", "00")):
+        here("reproduce", *kept)
+        assert old.exists()
+    (old.parent / ".lock").touch()
+    with checkpoint.hold(old.parent):
+        assert "Another process is training in" in refused(here("reproduce"))
+    assert old.exists()
+    with FileLock(stubbed.folder.with_name(".quick.lock")):
+        assert "Another `reproduce` is at work in" in refused(here("reproduce"))
+    assert old.exists() and here("reproduce").returncode == 0 and not old.exists()
+
+
+def test_runs_on_other_data_are_not_told_as_of_this(here, stubbed):
+    shutil.copytree(ROOT / "data" / "runs" / "quick" / "0", stubbed.folder / "runs" / "quick" / "0")
+    shown = here("reproduce", "--only", "00").stdout
+    assert "data      stand-in" in shown and "accuracy" not in shown, "it is of CIFAR-10"
+
+
+def test_a_papers_cell_may_take_as_long_as_it_takes(monkeypatch, tmp_path):
+    waits = {}
+    monkeypatch.setattr(run, "execute", lambda path, output, parameters, timeout: waits.update(
+        {parameters["profile"]: timeout}))  # fmt: skip
+    monkeypatch.setattr("helpers.notebooks.report.results_report", lambda *_: None)
+    for profile in ("recorded", "quick", "paper"):
+        run.reproduce(profile, tmp_path, ["00"])
+    assert waits == {"recorded": 3_600, "quick": 3_600, "paper": None}
+
+
+def test_no_notebook_is_stored_where_one_is_misnamed(monkeypatch):
+    monkeypatch.setattr(data, "fetch", lambda: pytest.fail("images were fetched"))
+    result = CliRunner().invoke(app, ["notebooks", "--only", "nope"])
+    assert "no notebook 'nope'" in str(result.exception)
+
+
 def test_a_set_of_our_own_is_written_and_read_back(here, tmp_path):
     path = tmp_path / "competition-like.pkl"
     result = here("distort", "competition-like", "--out", path, "--stand-in")
@@ -205,7 +271,10 @@ def test_later_rooms_use_earlier_ones_and_the_readme_lists_them_so():
 def test_setup_does_nothing_twice():
     if not (ROOT / ".venv" / "installed").exists():
         pytest.skip("no environment made by make here")
-    again = subprocess.run(["make", "setup"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    stamp, project = (ROOT / name for name in (".venv/installed", "pyproject.toml"))
+    if stamp.stat().st_mtime < project.stat().st_mtime:
+        pytest.skip("the environment is older than pyproject.toml: make setup brings it up to date")
+    again = subprocess.run(["make", "-n", "setup"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert "Nothing to be done" in again
 
 

@@ -89,7 +89,8 @@ def test_a_damaged_record_is_said_in_a_sentence(tmp_path, content):
         ({"versions": {"torch": 2}}, r"record\.versions\.torch must be string"),
         ({"recipe": {"name": "tiny", "seed": -1, "epochs": 4}}, r"record\.recipe\.seed must be bigger than"),
         ({"recipe": {"name": "tiny", "seed": 0, "epochs": 20, "ema_decay": "x"}}, "ema_decay='x' is out of range"),
-        ({"recipe": {"name": "tiny", "seed": 0, "epochs": 20, "colour": "red"}}, "no field 'colour'"),
+        ({"recipe": {"name": "tiny", "seed": 0, "epochs": 20, "colour": "red"}},
+         "has a recipe that this version of the course cannot read: A recipe has no field 'colour'"),
         ({"test": {"accuracy": 0.5, "low": 0, "high": 1, "count": 10, "mirrored": "x"}}, r"mirrored must be object"),
         ({"side_by_side": "x"}, r"record\.side_by_side must be integer"),
         ({"seconds": math.nan}, "NaN is no finite number"),
@@ -107,6 +108,14 @@ def test_what_a_record_must_hold_is_named_where_it_does_not(finished_tiny, tmp_p
     with pytest.warns(UserWarning, match=said) as caught:
         assert len(runs.load(tmp_path)) == 1, "the other stays"
     assert len(caught) == 1
+
+
+def test_nothing_is_written_that_could_not_be_read(finished_tiny, tmp_path):
+    shutil.copytree(finished_tiny, tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(CourseError, match=r"run got a result that is not finite, and no record of it"):
+        runs.add_to_record(tmp_path / "run", {"more": math.nan})
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
 def test_a_record_that_holds_more_than_json_does_is_said_in_a_sentence(finished_tiny, tmp_path):

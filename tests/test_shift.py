@@ -1,5 +1,7 @@
 """Measures against made-up images, intervals against scipy and coverage, spectra against theory, twins made here."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -197,6 +199,20 @@ def test_blur_takes_the_fine_frequencies_and_noise_adds_them():
 # ------------------------------------------------------------------------------------------------- told apart, and how
 
 
+def test_the_smallest_sets_that_are_taken_can_be_told_apart():
+    dark, bright = (torch.randint(low, low + 30, (25, 3, 32, 32), generator=generator(low), dtype=torch.uint8)
+                    for low in (0, 220))  # fmt: skip
+    assert shift.told_apart(dark, bright, resamples=20).auc == 1.0
+
+
+def test_kinds_that_no_row_explains_are_given_as_they_are_taken(finder):
+    """A kind that the trees never answered on what filled the confusion, and do answer now."""
+    confusion = finder.confusion.assign(clean=0.0, fog=finder.confusion.fog + finder.confusion.clean)
+    all_clean = SimpleNamespace(classes_=finder.model.classes_, predict=lambda x: np.zeros(len(x), int))
+    found = shift.KindFinder(all_clean, confusion, finder.tested).shares(photographs(40, seed=9), resamples=20)
+    assert found.share["clean"] == 1.0 and found.notna().all(axis=None)
+
+
 def test_equal_sets_are_not_told_apart_and_unequal_ones_are():
     clean = photographs(400)
     same = shift.told_apart(clean[:200], clean[200:])
@@ -343,7 +359,8 @@ def test_known_twins_in_cifar10_are_found():
     [
         (lambda: shift.shift(IMAGES, IMAGES[:1]), "60 and 1 images: expected at least 2 in each"),
         (lambda: shift.spectrum(IMAGES[:1]), "Got 1 images: expected at least 2."),
-        (lambda: shift.told_apart(IMAGES, IMAGES[:9]), "60 and 9 images"),
+        (lambda: shift.told_apart(IMAGES, IMAGES[:24]), "60 and 24 images"),
+        (lambda: shift.learn_kinds(IMAGES, count=9), "count=9 is out of range"),
         (lambda: shift.learn_kinds(IMAGES[:9]), "at least 10"),
         (lambda: shift.measures(IMAGES.float()), "torch.float32"),
         (lambda: shift.near_duplicates(IMAGES, IMAGES.numpy()), "ndarray"),

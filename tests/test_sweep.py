@@ -355,14 +355,14 @@ def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
 
 def test_without_ray_a_sentence_says_how_to_have_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(CourseError, match=r"--ray needs Ray.*`pip install '\.\[cluster\]'`"):
+    with pytest.raises(CourseError, match=r"--ray needs Ray.*`pip install --editable '\.\[cluster\]'`"):
         swept(tmp_path, ray="auto")
     assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:99999"])
 def test_an_address_where_nobody_listens_is_one_sentence(tmp_path, address):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install --editable '.[cluster]'")
     with pytest.raises(CourseError, match=rf"There is no Ray cluster at '{address}' \(.*\): start one with"):
         swept(tmp_path, ray=address)
 
@@ -453,7 +453,7 @@ LONG = [made.but(epochs=30) for made in PAIR]
 @pytest.fixture(scope="module")
 def nodes():
     """A Ray cluster of two workers with a CPU each; their scratch folders are below its `scratch`."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install --editable '.[cluster]'")
     from ray.cluster_utils import Cluster
 
     scratch = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)  # a short path, for its sockets

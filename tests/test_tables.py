@@ -134,6 +134,23 @@ def test_a_climb_is_told_with_what_it_changes_and_costs(tmp_path):
     assert "| `quick-averaged` | label smoothing 0.1, ema decay 0.99 | 72 | +1.50 | 82.00 % [" in text
 
 
+def test_no_difference_is_told_without_a_minus():
+    assert tables._cell("x", -1e-6, 1e-6, "+") == "x [+0.00 to +0.00]" and tables._points(-1e-6) == "+0.00"
+    assert tables._cell("x", -0.01, 0.995) == "x [0.00 to 99.50]" and tables._points(-0.0123) == "-1.23"
+
+
+def test_mirror_images_are_told_of_the_runs_that_have_them(tmp_path):
+    """A seed without them does not move the mean of those with."""
+    rung = recipe.climb(QUICK)[0]
+    for seed, accuracy in enumerate((0.5, 0.6, 0.9)):
+        run = runs.read(record(tmp_path, rung.but(seed=seed), accuracy).path)
+        if seed < 2:
+            run.record["test"]["mirrored"] = {**run.record["test"], "accuracy": accuracy + 0.02}
+        runs.write_record(run.path, run.record)
+    rows = runs.load(tmp_path).assign(rung=rung.name)
+    assert tables.costs(rows, QUICK)["mirror images, points"].tolist() == ["+2.00"]
+
+
 def test_a_ladder_is_told_on_clean_and_on_distorted_images(tmp_path):
     """Against statsmodels' analysis of variance of the numbers that went into the store."""
     g, ladder = np.random.default_rng(3), recipe.ladder(recipe.RECIPES["reduced"])

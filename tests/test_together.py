@@ -91,8 +91,9 @@ def test_a_damaged_seed_is_left_out(seeds, tmp_path):
     for seed in ("0", "1", "2"):
         shutil.copytree(seeds / str(min(int(seed), 1)), tmp_path / seed)
     (tmp_path / "2" / "run.json").write_text("{")
-    with pytest.warns(UserWarning, match="Left out: .*2 is not a finished run"):
+    with pytest.warns(UserWarning, match="Left out: .*2 is not a finished run") as said:
         assert together(tmp_path, stand_in=True).network.tolist()[:2] == ["seed 0", "seed 1"]
+    assert len(said) == 1
 
 
 def test_one_seed_is_refused(seeds, tmp_path):

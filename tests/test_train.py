@@ -510,14 +510,33 @@ def test_a_fresh_start_that_is_refused_removes_nothing(finished_tiny, stand_in, 
 
     refused([tiny.but(teacher="laptop")], "learns from laptop")
     refused([tiny.but(start="laptop")], "trains laptop/0 on")
+    refused([tiny.but(teacher="tiny")], "teacher='tiny' is this recipe itself, .*: train tiny-teacher-tiny instead")
+    refused([tiny.but(start="tiny")], "start='tiny' is this recipe itself, .*: train tiny-start-tiny instead")
     with checkpoint.hold(paths[1]):
         refused([tiny, tiny.but(seed=1)], "Another process is training in .*tiny/1")
     monkeypatch.setattr(train, "Trainer", lambda *_: (_ for _ in ()).throw(
         RuntimeError("[enforce fail at alloc_cpu.cpp:131] . DefaultCPUAllocator: not enough memory")))  # fmt: skip
     refused([tiny], "A batch of 40 does not fit into this machine's memory: give a smaller batch_size")
+    refused([tiny, tiny.but(seed=1)], "does not fit into this machine's memory")
     monkeypatch.setattr(train, "Trainer", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
     with pytest.raises(RuntimeError, match="something else"):
         fit(tiny, stand_in, paths[0], resume=False)
+
+
+def test_an_interrupted_fresh_start_goes_on_as_one(finished_tiny, stand_in, tiny, tmp_path):
+    """None of its runs is taken for finished because of what lay there before."""
+    recipes, paths = [tiny.but(seed=seed) for seed in range(2)], [tmp_path / "0", tmp_path / "1"]
+    train.fit_many(recipes, stand_in, paths, device=CPU)
+    whole, stamps = [result(path) for path in paths], [(path / "run.json").stat().st_mtime_ns for path in paths]
+
+    def stop(recipe, row):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(train.Interrupted, match="call the same again, but without --fresh, to go on"):
+        train.fit_many(recipes, stand_in, paths, resume=False, device=CPU, on_epoch=stop)
+    train.fit_many(recipes, stand_in, paths, device=CPU)
+    assert [result(path) for path in paths] == whole
+    assert all((path / "run.json").stat().st_mtime_ns > stamp for path, stamp in zip(paths, stamps, strict=True))
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"learning_rate": 0.05}, {"blocks": (1, 2)}, {"epochs": 9}])

@@ -243,4 +243,4 @@ def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     chunks = (chunk.double().div_(255) for chunk in images.split(1000))
     sums = sum(torch.stack((x.sum((0, 2, 3)), x.square().sum((0, 2, 3)))) for x in chunks)
     mean, square = sums / (images.numel() / 3)
-    return tuple(mean.tolist()), tuple((square - mean**2).sqrt().tolist())
+    return tuple(mean.tolist()), tuple((square - mean**2).clamp_min(0).sqrt().tolist())

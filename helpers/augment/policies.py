@@ -75,7 +75,9 @@ def _magnitude(name: str, strength: int, bins: int, size: tuple[int, int], wide:
         return 1.0, part_of(0.99 if wide else 0.9)
     if name == "posterize":
         return 8.0 - round(part_of(6 if wide else 4)), 0.0
-    return (255 * (1 - part_of(1)) if name == "solarize" else 1.0), 0.0
+    if name == "solarize":  # from the top, as torchvision counts: in float32 not the same as 1 less the part
+        return 255 * torch.linspace(1, 0, bins)[strength].item(), 0.0
+    return 1.0, 0.0
 
 
 @cache

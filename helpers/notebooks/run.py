@@ -22,6 +22,7 @@ NOTEBOOKS = ROOT / "notebooks"
 _TITLE = re.compile(r"^# +(.+?) *$", re.MULTILINE)
 _QUESTION = re.compile(r"Question\W+([^?]+\?)")  # **Question.** What ...?
 _ERROR_NOTE = "papermill-error-cell-tag"
+TIMEOUTS = {"recorded": 3_600, "quick": 3_600, "paper": None}  # seconds a cell; one of the paper's trains for hours
 
 
 class NotebookFailed(CourseError):
@@ -129,11 +130,12 @@ def _accepted(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return accepted
 
 
-def execute(path: Path, output: Path, parameters: Mapping[str, Any] | None = None, timeout: int = 3600) -> None:
+def execute(path: Path, output: Path, parameters: Mapping[str, Any] | None = None, timeout: int | None = 3600) -> None:
     """Run a notebook in its own folder with the kernel `python3` and write the executed copy, atomically.
 
-    `timeout` is in seconds a cell. Raises CourseError before anything runs for a parameter the notebook does not
-    declare or one of another type, and NotebookFailed when a cell fails; what ran until then is under `output`.
+    `timeout` is in seconds a cell; None waits for ever. Raises CourseError before anything runs for a parameter the
+    notebook does not declare or one of another type, and NotebookFailed when a cell fails; what ran until then is
+    under `output`.
     """
     path, output = Path(path).resolve(), Path(output).resolve()
     accepted = _accepted(path, parameters or {})
@@ -203,7 +205,7 @@ def reproduce(profile: str, out_dir: Path, only: Iterable[str] | None = None,
         record = {"title": entry.title, "question": entry.question, "state": "passed"}
         began = time.monotonic()
         try:
-            execute(entry.path, out_dir / entry.path.name, parameters)
+            execute(entry.path, out_dir / entry.path.name, parameters, TIMEOUTS[profile])
         except NotebookFailed as error:
             record |= {"state": "failed", "error": str(error)}
         records[entry.name] = record | {"seconds": round(time.monotonic() - began, 1)}

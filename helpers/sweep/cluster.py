@@ -76,8 +76,8 @@ def _connect(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise CourseError("--ray needs Ray, which is not installed: run `pip install '.[cluster]'` in the course's "
-                          "folder, here and on every node.") from None
+        raise CourseError("--ray needs Ray, which is not installed: run `pip install --editable '.[cluster]'` in the "
+                          "course's folder, here and on every node.") from None
     try:
         if match := re.fullmatch(r"(.+):(\d+)", address):  # Ray itself knocks for minutes, and aloud
             socket.create_connection((match[1], int(match[2])), timeout=10.0).close()
