@@ -33,7 +33,7 @@ MEASURES = {
     "noise": "standard deviation of pixel noise: median absolute residual (Donoho 1994) of Immerkaer's mask (1996)",
     "extremes": "share of values that are exactly 0 or 255",
     "repeats": "share of neighbours in a row that are exactly equal",
-    "blocks": "mean step across the borders of 8 x 8 blocks over the mean step elsewhere",
+    "blocks": "mean step from left to right across the borders of 8 x 8 blocks over the mean step elsewhere",
     "letter_boxed": "1 if two opposite edges (or all four) are bars of one colour with a straight end, else 0",
     "near_grey": "1 if the channels differ by less than 4 levels on average, else 0",
     "near_constant": "1 if the contrast is below 0.05, else 0",
@@ -332,8 +332,11 @@ def near_duplicates(a: Tensor, b: Tensor, furthest: float = 0.2) -> pd.DataFrame
     On CIFAR-10's training against test images the default finds twins of 242 of the 263 test images that Barz and
     Denzler (2020) list as near-duplicates, and of 332 that they do not, most of them the same picture to our eyes; from
     0.2 on, silhouettes on an empty sky or sea pass for twins too. A set against itself pairs each image with itself.
+    Raises CourseError for an empty set and for images of another size.
     """
     _at_least(1, a, b)
+    if {a.shape[2:], b.shape[2:]} != {(32, 32)}:
+        raise CourseError(f"Got images {list(a.shape)} and {list(b.shape)}: expected [N, 3, 32, 32].")
     thumbnails, count = torch.cat([_thumbnail(part) for part in a.split(2_000)]), min(10, len(a))
     index = torch.empty(2, count, len(b), dtype=torch.long, device=b.device)
     peak = torch.empty(index.shape, device=b.device)

@@ -44,7 +44,7 @@ def over_seeds(table: pd.DataFrame, value: str = "test_accuracy", by: str = "rec
     highest, and the standard deviation to expect of one run: images_noise (binomial), seeds_noise (Jordan 2023), on
     `count` images. Of one seed std, low and high are NaN, and `note` says so.
     """
-    rows = []
+    rows, table = [], table if len(table) else pd.DataFrame(columns=[by, value])  # an empty store has no columns
     for name, values in table.dropna(subset=[value]).groupby(by, sort=False)[value]:
         mean, many = float(values.mean()), len(values) > 1
         found = DescrStatsW(values.to_numpy(float))

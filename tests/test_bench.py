@@ -2,6 +2,7 @@
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,3 +106,35 @@ def test_the_distortions_add_up(monkeypatch):
     assert tuple(kinds["kind"]) == SCORED and (kinds["images"] == 100).all() and total["images"] == 1_500
     assert total["seconds"] == pytest.approx(kinds["seconds"].sum(), abs=0.1)
     assert total["images/s"] == pytest.approx(1_500 / total["seconds"], rel=0.1)
+
+
+def test_the_ceiling_counts_a_multiplication_and_an_addition_each(monkeypatch):
+    """A product of two n x n matrices is 2 n^3 operations."""
+    monkeypatch.setattr(bench, "_rate", lambda work, amount, seconds: amount)
+    monkeypatch.setattr(bench.torch, "randn", lambda *shape: torch.zeros(shape[0], 1, 1))
+    assert bench.matmul_flops() == 2 * 4096**3
+
+
+def test_the_best_round_of_each_augmentation_counts_and_ours_is_the_measure(monkeypatch):
+    rates = itertools.cycle([(10.0, 1.0), (40.0, 2.0), (20.0, 3.0)])
+
+    class Here:
+        def __init__(self, *_, **__):
+            """As the executor is made."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def submit(self, function, name, batch_size, seconds):
+            found = next(rates) if name == "this course" else (4.0, 5.0)
+            return SimpleNamespace(result=lambda: found)
+
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(bench, "load_cifar10", lambda split: None)
+    table = bench.augment_table(batch_sizes=(64,), rounds=3).set_index("augmentation")
+    assert table.loc["this course", ["images/s", "ours", "MB"]].tolist() == [40.0, 1.0, 2.0]
+    other = table.drop("this course").dropna().iloc[0]
+    assert (other["images/s"], other.ours) == (4.0, 10.0)

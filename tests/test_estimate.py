@@ -90,6 +90,23 @@ def table(errors):
     return pd.DataFrame(rows)
 
 
+def test_agreement_on_everything_has_a_quantile_of_the_larger_set():
+    """None of 1,000 images counts as half a one, not as half of ten: 10 validation images of which 9 agree."""
+    logits = torch.eye(10).repeat(100, 1)
+    val = torch.stack((torch.eye(10), torch.eye(10)))
+    val[1, 0] = val[1, 1]
+    found = estimate.agreement_on_the_line(val, torch.arange(10), torch.stack((logits, logits)))
+    quantile = lambda share: norm.ppf(np.clip(share, 0.0005, 0.9995))  # noqa: E731
+    assert found == pytest.approx(norm.cdf(quantile(1.0) - (quantile(0.9) - quantile(1.0))))
+
+
+def test_the_method_that_erred_least_comes_first():
+    off = {"DoC": 0.2, "ATC": 0.1}
+    rows = [(kind, 1, method, 0.5 + off[method], 0.5, 10) for kind in ("fog", "snow") for method in off]
+    table = pd.DataFrame(rows, columns=["kind", "severity", "method", "predicted", "true", "count"])
+    assert estimate.errors(table).method.tolist() == ["ATC", "DoC"]
+
+
 def test_errors_are_the_mean_absolute_error_with_an_interval_over_kinds():
     draws = np.random.default_rng(0)
     given_ = {f"kind {i}": draws.normal(0.02, 0.05, 3) for i in range(19)}

@@ -183,6 +183,11 @@ def test_an_approach_is_drawn_and_told_once_two_of_its_own_rungs_are_there(store
     assert "| `quick-with_trivialaugment` | policy trivialaugment |" in text
 
 
+def test_one_tier_is_drawn_where_a_recipe_has_run_in_two(store):
+    rows = pd.DataFrame({"recipe": "laptop", "seed": [0, 1, 2], "tier": ["cpu", "gpu", "gpu"]})
+    assert figures.main_run(rows).tier.nunique() == 1
+
+
 def test_seeds_tried_on_other_images_are_not_averaged_and_a_damaged_table_is_left_out(tmp_path):
     rows = pd.DataFrame({"recipe": "laptop", "seed": range(4), "tier": "cpu"})
     for seed, (severities, count, accuracy) in enumerate(

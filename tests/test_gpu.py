@@ -144,6 +144,26 @@ def test_the_script_for_a_gpu_goes_on_where_it_was_stopped(tmp_path):
     assert not (tmp_path / "data" / "bench" / "train.csv").exists(), "a rehearsal measures nothing"
 
 
+def test_ctrl_c_ends_the_script_whatever_it_is_at(tmp_path):
+    """Even the benchmark, without which it would go on if that failed by itself."""
+    for folder in ("scripts", "data"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "scripts" / "gpu").write_text((ROOT / "scripts" / "gpu").read_text())
+    for leave, code, log in (("kill -INT $PPID; exit 130", 130, 2), ("exit 1", 0, None)):
+        stub = STUB.replace("*bench*) mkdir -p data/bench && touch data/bench/train.csv ;;", f"*bench*) {leave} ;;")
+        assert leave in stub
+        (tmp_path / "python").write_text(stub)
+        (tmp_path / "python").chmod(0o755)
+        (tmp_path / "patient").touch()
+        done = subprocess.run(
+            ["timeout", "--foreground", "60", "bash", "scripts/gpu"], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHON": str(tmp_path / "python")},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        )  # fmt: skip
+        assert done.returncode == code, done
+        assert log is None or len((tmp_path / "log").read_text().splitlines()) == log
+
+
 def test_every_recipe_of_the_script_takes_the_options_of_the_rehearsal():
     rehearsal = re.search(r"scripts/gpu((?: --set \w+=\d+)+)", (ROOT / "README.md").read_text())[1]
     options = {name: int(value) for name, value in re.findall(r"--set (\w+)=(\d+)", rehearsal)}

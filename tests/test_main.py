@@ -101,6 +101,7 @@ def test_help_does_not_wait_for_torch(tmp_path, arguments):
     (("bench", "nope"), "no benchmark 'nope'"),
     (("reproduce", "--profile", "nope"), "no profile 'nope'"),
     (("distort", "cifar10c", "--kind", "nope", "--stand-in"), "no distortion 'nope'"),
+    (("distort", "competition-like", "--out", "/nonexistent/x.npy", "--stand-in"), "expected one that ends in .pkl"),
     (("train", "laptop"), "CIFAR-10 is not in "),
     (("reproduce", "--profile", "paper"), "could not be downloaded|Cannot write"),
 ])  # fmt: skip
@@ -286,6 +287,14 @@ def test_dependencies_have_a_lower_and_an_upper_bound_and_a_reason():
         assert re.search(rf'"{re.escape(requirement)}", +# \S', text), f"{requirement} has no reason beside it"
     for requirement in [r for extra in project["optional-dependencies"].values() for r in extra]:
         assert re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", requirement), requirement
+
+
+def test_a_machine_without_notebooks_gets_packages_as_new_as_the_course_asks_for():
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    least = {re.match(r"[\w-]+>=[\d.]+", line)[0] for line in asked}
+    block = re.search(r"```\npip install (.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    told = set(re.findall(r"'([^']+)'", block))
+    assert {"numpy>=2", "filelock>=3.21"} <= told <= least
 
 
 def test_importing_a_room_does_no_work():

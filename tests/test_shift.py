@@ -361,6 +361,7 @@ def test_known_twins_in_cifar10_are_found():
         (lambda: shift.spectrum(IMAGES[:1]), "Got 1 images: expected at least 2."),
         (lambda: shift.told_apart(IMAGES, IMAGES[:24]), "60 and 24 images"),
         (lambda: shift.learn_kinds(IMAGES, count=9), "count=9 is out of range"),
+        (lambda: shift.near_duplicates(IMAGES, IMAGES[..., :20]), r"and \[60, 3, 32, 20\]: expected \[N, 3, 32, 32\]"),
         (lambda: shift.learn_kinds(IMAGES[:9]), "at least 10"),
         (lambda: shift.measures(IMAGES.float()), "torch.float32"),
         (lambda: shift.near_duplicates(IMAGES, IMAGES.numpy()), "ndarray"),

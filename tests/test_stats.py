@@ -154,3 +154,16 @@ def test_mcnemar_by_pencil_and_without_disagreement():
             stats.checkpoints({"a": a, "other": other})
     with pytest.raises(CourseError, match="or on none"):
         stats.checkpoints({"a": np.zeros(0, bool), "b": np.zeros(0, bool)})
+
+
+def test_an_empty_store_has_no_means():
+    assert stats.over_seeds(pd.DataFrame()).empty
+
+
+def test_two_recipes_that_share_one_seed_are_not_set_apart_by_what_others_share():
+    """The fit over all recipes has degrees of freedom left; this difference is of one seed all the same."""
+    rows = [("a", 0, 0.5), ("a", 1, 0.52), ("a", 2, 0.51), ("b", 0, 0.6), ("b", 1, 0.63), ("b", 2, 0.62), ("c", 0, 0.7)]
+    table = pd.DataFrame(rows, columns=["recipe", "seed", "test_accuracy"])
+    found = stats.against(table, "a", ["a", "b", "c"]).set_index("after")
+    assert found.seeds.tolist() == [3, 1] and found.low.notna().tolist() == [True, False]
+    assert found.verdict["c"] == stats.ONE_SEED

@@ -94,10 +94,13 @@ def write_competition_like(path: str | Path, images: Tensor, labels: Tensor, see
     """Write `competition_like` images [N, 3, 32, 32] in the competition's own format; returns the path.
 
     At `path` a pickled dict with b'data' uint8 [N, 32, 32, 3] and b'ids' int64 [N], which `load_shifted` reads. Beside
-    it, kept apart: `<name>-labels.csv` (ID,Labels) and `<name>-kinds.csv` (ID,kind,severity).
+    it, kept apart: `<name>-labels.csv` (ID,Labels) and `<name>-kinds.csv` (ID,kind,severity). Raises CourseError for a
+    path that does not end in .pkl.
     """
     _check_pairs(images, labels)
     path, ids = Path(path), np.arange(len(images))
+    if path.suffix != ".pkl":
+        raise CourseError(f"{path.name} is no name for the competition's format: expected one that ends in .pkl.")
     mixed, table = competition_like(images, seed)
     with replacing(path) as temporary:
         temporary.write_bytes(pickle.dumps({b"data": _pixels(mixed), b"ids": ids}))
