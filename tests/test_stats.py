@@ -112,7 +112,7 @@ def test_only_seeds_that_both_have_are_compared_and_rungs_not_run_are_passed_ove
 @pytest.mark.filterwarnings("error")
 def test_runs_that_agree_exactly_are_no_evidence():
     (same,) = stats.steps(table(a=[0.5, 0.6, 0.7], b=[0.5, 0.6, 0.7]), "ab").itertuples()
-    assert (same.p, same.verdict) == (1.0, stats.INSIDE)
+    assert (same.p, same.verdict) == (pytest.approx(1.0), stats.INSIDE)
 
 
 def test_holm_by_pencil():
@@ -167,3 +167,13 @@ def test_two_recipes_that_share_one_seed_are_not_set_apart_by_what_others_share(
     found = stats.against(table, "a", ["a", "b", "c"]).set_index("after")
     assert found.seeds.tolist() == [3, 1] and found.low.notna().tolist() == [True, False]
     assert found.verdict["c"] == stats.ONE_SEED
+
+
+def test_equal_gaps_are_as_uncertain_as_their_rounding():
+    """Two seeds, eleven images of 10,000 apart each: an interval with a width, by scipy's t distribution."""
+    rows = [("a", 0, 0.9012), ("a", 1, 0.8987), ("b", 0, 0.9023), ("b", 1, 0.8998)]
+    table = pd.DataFrame(rows, columns=["recipe", "seed", "test_accuracy"])
+    (found,) = stats.against(table, "a", ["a", "b"]).itertuples()
+    reach = scipy_stats.t(1).ppf(0.975) * math.sqrt(1e-8 / 12)  # two seeds of two recipes: variance 4 / 4 of one run's
+    assert (found.low, found.high) == pytest.approx((0.0011 - reach, 0.0011 + reach), abs=1e-9)
+    assert found.p == pytest.approx(2 * scipy_stats.t(1).sf(0.0011 / math.sqrt(1e-8 / 12)), rel=1e-6)
