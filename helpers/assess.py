@@ -35,10 +35,11 @@ def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False)
     recorded = run.path.is_dir()
     run = runs.add_to_record(run.path, entries) if recorded else runs.Run(run.path, {**run.record, **entries})
     if corruptions and recorded:
-        before = evaluate.tried_on(run)
-        whole = before and run.record["corrupted"]["severities"] == [*distort.SEVERITIES]
+        before = run.record.get("corrupted", {"count": 0})["count"]
+        whole = evaluate.is_told(run) and run.record["corrupted"]["severities"] == [*distort.SEVERITIES]
+        if before > corruptions:
+            print(f"{run.label} has been tried on {before:,} distorted images before: as many are told.\n")
         if before > corruptions and whole and (run.path / "reliability.csv").exists():
-            print(f"{run.label} has been tried on {before:,} distorted images before, and these are kept.\n")
             table = pd.read_csv(run.path / "shift.csv")
         else:
             table = evaluate.shifted_metrics(run.path, distort.SEVERITIES, max(before, corruptions), stand_in)

@@ -133,23 +133,23 @@ def try_on_distortions(
 def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
     """`try_on_distortions` of a run beside its siblings, on the first `count` validation images of its own split.
 
-    Read from estimates.csv beside run.json where that is whole and of as many networks and images, else computed, and
-    written there unless the run is one file. Without weights it is read as it is.
+    Read from estimates.csv beside run.json where that is whole and of as many networks and images, else computed; and
+    written there unless the run is one file, or what is there is of more networks. Without weights it is read as it is.
     """
     path, beside = run.path / FILE, siblings(run)
-    val, kept = val.first(count), _kept(path)
+    val, kept, before = val.first(count), read(path), 0
     if kept is not None:
-        same = set(kept.get("networks", [])) == {len(beside)} and set(kept["count"]) == {len(val.labels)}
-        if same or not run.weights.exists():
+        before = kept.networks.max() if "networks" in kept else 1 + ("agreement" in set(kept.method))  # 2: or more
+        if not run.weights.exists() or (before == len(beside) and set(kept["count"]) == {len(val.labels)}):
             return kept
     models = [load_model(sibling) for sibling in beside]
     table = try_on_distortions(models, val, run.record["recipe"]["precision"]).assign(networks=len(models))
-    if run.path.is_dir():
+    if run.path.is_dir() and before <= len(beside):
         runs.write_table(path, table)
     return table
 
 
-def _kept(path: Path) -> pd.DataFrame | None:
+def read(path: Path) -> pd.DataFrame | None:
     """A table of `trials` as it was written; None where there is none, or what is left of one."""
     try:
         table = pd.read_csv(path, dtype={"predicted": float, "true": float})

@@ -313,7 +313,7 @@ def is_told(run: runs.Run) -> bool:
     """Whether a run's record says of distorted images what the shift.csv beside it says; False without either."""
     try:
         again = corrupted(pd.read_csv(run.path / "shift.csv"))
-    except (OSError, ValueError, LookupError, AttributeError):  # not there, or what is left of it
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError):  # what is left of it
         return False
     said = run.record.get("corrupted", {"accuracy": -1.0})
     return {**again, "accuracy": 0} == {**said, "accuracy": 0} and abs(again["accuracy"] - said["accuracy"]) <= 1e-5

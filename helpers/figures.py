@@ -343,8 +343,9 @@ def epochs(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["reduced"])
 
 
 def beside(table: pd.DataFrame, name: str, root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A table that lies beside run.json, of all seeds of the run nearest to the paper's that has it, one below the
-    other; and the rows of those runs. Both are empty where there is none.
+    """A table that lies beside run.json, of the seeds of the run nearest to the paper's that has it, one below the
+    other; and the rows of those runs. Both are empty where there is none. A damaged one is left out, and so is what was
+    tried on other images than most seeds were, or on fewer; warnings name them.
     """
 
     def path(row: Any) -> Path:
@@ -355,20 +356,24 @@ def beside(table: pd.DataFrame, name: str, root: Path) -> tuple[pd.DataFrame, pd
     if not found:
         return rows[:0], rows[:0]
     rows = main_run(rows.loc[list(found)])
-    columns = ["kind", "severity", "method", "count"]
-    tried = pd.Series({index: found[index].filter(columns).drop_duplicates().to_csv() for index in rows.index})
-    rows = rows[tried == tried.mode()[0]]  # a mean over seeds is of what all of them were tried on
+    tried = {index: (int(found[index]["count"].iloc[0]), found[index][["kind", "severity"]].drop_duplicates().to_csv())
+             for index in rows.index}  # fmt: skip
+    usual = max(tried.values(), key=lambda key: (list(tried.values()).count(key), key))
+    for row in rows.itertuples():
+        if tried[row.Index] != usual:
+            warnings.warn(f"Left out: {shown(path(row))} is of other images than those of most seeds.", stacklevel=2)
+    rows = rows.loc[[index for index in rows.index if tried[index] == usual]]
     return pd.concat([found[row.Index].assign(seed=row.seed) for row in rows.itertuples()], ignore_index=True), rows
 
 
 def _whole(path: Path) -> pd.DataFrame | None:
     """A table of distorted images; None, with a warning, for what is left of one."""
-    try:
-        found = pd.read_csv(path)
-        if len(found) and {"kind", "severity", "count"} <= set(found):
-            return found
-    except (OSError, ValueError):
-        pass
+    if path.name == estimate.FILE:
+        found = estimate.read(path)
+    else:
+        found = pd.read_csv(path) if evaluate.is_told(runs.read(path.parent)) else None
+    if found is not None:
+        return found
     warnings.warn(f"Left out: {shown(path)} is damaged: make it anew with `evaluate --corruptions`.", stacklevel=2)
     return None
 

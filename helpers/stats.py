@@ -139,7 +139,8 @@ def checkpoints(right: Mapping[str, np.ndarray]) -> pd.DataFrame:
     CourseError unless all are of the same images.
     """
     rows = []
-    if len({np.shape(each) for each in right.values()} - {(0,)}) != 1:
+    shapes = {np.shape(each) for each in right.values()}
+    if len(shapes) != 1 or (0,) in shapes:
         raise CourseError("These runs were tested on different images, or on none: compare those tested on the same.")
     for (first, a), (second, b) in combinations(right.items(), 2):
         counts = np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]])

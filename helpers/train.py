@@ -423,7 +423,7 @@ def fit_many(
         sessions = [_Session(recipe, data.source, on_device, Path(path), resume, device, checkpoint_seconds, folders,
                              on_epoch, beside) for recipe, path in zip(recipes, run_dirs, strict=True)]  # fmt: skip
         together = [sessions] if device.type == "cuda" else [[session] for session in sessions]
-        _begin(together[0])
+        _begin(together[0] if recipes else [])
         for session in () if resume else sessions:  # all at once: interrupted, none is what it was before
             session.clear()
         for group in together:
@@ -443,9 +443,9 @@ class _Session:
                  on_epoch: OnEpoch | None, beside: int):  # fmt: skip
         runs.refuse_stand_in(path, source)
         for name in ("teacher", "start"):
-            if getattr(recipe, name) == recipe.name:
-                raise CourseError(f"{name}={recipe.name!r} is this recipe itself, whose run it would write over: train "
-                                  f"{recipe.name}-{name}-{recipe.name} instead.")  # fmt: skip
+            if getattr(recipe, name) == path.resolve().parent.name:
+                raise CourseError(f"{name}={getattr(recipe, name)!r} lies in {shown(path.parent)}, where this run "
+                                  "would write over what it learns from: choose another folder.")  # fmt: skip
         folders.enter_context(checkpoint.hold(path))
         self.recipe, self.data, self.device = recipe, data, device
         self.beside = beside  # runs that may share the device; `side_by_side`: those that did
@@ -578,7 +578,8 @@ def _teachers(recipe: Recipe, store: Path, source: str) -> list[runs.Run]:
     if not recipe.teacher:
         return []
     found = [runs.read(path.parent) for path in sorted((store / recipe.teacher).glob("*/run.json"))]
-    found = [run for run in found if run.weights.exists() and run.record["data"] == source]
+    found = sorted((run for run in found if run.weights.exists() and run.record["data"] == source),
+                   key=lambda run: run.record["recipe"]["seed"])  # fmt: skip
     if not found:
         raise CourseError(f"{recipe.name} learns from {recipe.teacher}, of which {shown(store)} holds no finished run "
                           "with weights: train that first, with the same --root.")  # fmt: skip
@@ -636,7 +637,7 @@ def _train(sessions: list[_Session], stop: dict[str, int]) -> None:
                 if session.working:
                     session.save()
             at = ", ".join(f"{session.label} after epoch {session.epoch}" for session in working)
-            again = "the same again" if sessions[0].resume else "the same again, but without --fresh,"
+            again = "the same again" + ", but with resume=True (without --fresh)," * (not sessions[0].resume)
             raise Interrupted(f"Stopped by {signal.Signals(stop['signum']).name} ({at}): everything is kept; call "
                               f"{again} to go on.", stop["signum"])  # fmt: skip
 

@@ -207,6 +207,11 @@ def test_trials_are_fitted_and_tried_on_validation_images_and_kept(seeds, stand_
     runs.write_record(seeds / "4", {**record, "recipe": {**record["recipe"], "seed": 4}})
     assert set(estimate.trials(run, val, count=60).networks) == {3}, "and another"
     assert set(estimate.trials(run, val, count=50)["count"]) == {50}, "of fewer images"
+    kept = (seeds / "0" / "estimates.csv").read_bytes()
+    for seed in ("1", "4"):
+        shutil.rmtree(seeds / seed)
+    assert set(estimate.trials(run, val, count=50).networks) == {1}
+    assert (seeds / "0" / "estimates.csv").read_bytes() == kept, "what took more networks is not written over"
 
 
 HEAD = "kind,severity,method,predicted,true,count\n"

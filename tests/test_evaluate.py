@@ -472,15 +472,17 @@ def test_distorted_images_that_were_tried_are_not_made_fewer(run, tmp_path, few,
     monkeypatch.setattr(distort, "KINDS", ("contrast", "gaussian_blur"))
     assess.clean(run, 20, tmp_path / "out", stand_in=True)
     before = (run.path / "shift.csv").read_bytes()
-    assert "kept" not in capsys.readouterr().out
+    assert "as many" not in capsys.readouterr().out
     again = assess.clean(runs.read(run.path), 5, tmp_path / "out", stand_in=True)
     printed = capsys.readouterr().out
-    assert "tried on 20 distorted images before, and these are kept" in printed and "20 images each" in printed
+    assert "tried on 20 distorted images before: as many are told" in printed and "20 images each" in printed
     assert (run.path / "shift.csv").read_bytes() == before and again.record["corrupted"]["count"] == 20
-    for left in ("", "a\n", "kind,severity\nfog", "kind,severity,accuracy,count\ncontrast,3,0.5,20\n", "\0"):
+    head = "kind,severity,accuracy,count\n"
+    for left in ("", "a\n", "kind,severity\nfog", f"{head}contrast,3,0.5,20\n", "\0", f"{head}contrast,3,0.x,20\n",
+                 f"{head}contrast,3,1,inf\n"):  # fmt: skip
         (run.path / "shift.csv").write_text(left)
-        assess.clean(runs.read(run.path), 20, tmp_path / "out", stand_in=True)
-        assert (run.path / "shift.csv").read_bytes() == before, "a damaged one is made anew"
+        assess.clean(runs.read(run.path), 5, tmp_path / "out", stand_in=True)
+        assert (run.path / "shift.csv").read_bytes() == before, "a damaged one is made anew, of as many images"
     (run.path / "reliability.csv").unlink()
     assess.clean(runs.read(run.path), 5, tmp_path / "out", stand_in=True)
     assert (run.path / "shift.csv").read_bytes() == before and (run.path / "reliability.csv").exists()

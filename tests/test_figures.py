@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 from scipy import stats as scipy_stats
 
-from helpers import distort, figures, recipe, runs, tables
+from helpers import distort, evaluate, figures, recipe, runs, tables
 from helpers.augment import STAGES
 from helpers.data import CIFAR10, STAND_IN
 from helpers.runtime import ROOT, CourseError
@@ -188,20 +188,27 @@ def test_one_tier_is_drawn_where_a_recipe_has_run_in_two(store):
     assert figures.main_run(rows).tier.nunique() == 1
 
 
-def test_seeds_tried_on_other_images_are_not_averaged_and_a_damaged_table_is_left_out(tmp_path):
-    rows = pd.DataFrame({"recipe": "laptop", "seed": range(4), "tier": "cpu"})
+def test_seeds_tried_on_other_images_are_not_averaged_and_a_damaged_table_is_left_out(tmp_path, monkeypatch):
+    """Of as many seeds, those of more images are drawn; what a record does not say is damaged."""
+    rows = pd.DataFrame({"recipe": "laptop", "seed": range(6), "tier": "cpu"})
+    some = (1, 3)
     for seed, (severities, count, accuracy) in enumerate(
-        (((1, 3), 1_000, 0.5), ((1, 3), 1_000, 0.7), ((1,), 500, 0.1), ((), 0, 0))
+        [(some, 1_000, 0.5), (some, 1_000, 0.7), ((1,), 500, 0.1), (some, 200, 0.2), (some, 200, 0.2), (some, 9, 0.0)]
     ):
         path = tmp_path / "laptop" / str(seed)
         path.mkdir(parents=True)
         pd.DataFrame([{"kind": "fog", "severity": severity, "count": count, "accuracy": accuracy}
                       for severity in severities]).to_csv(path / "shift.csv", index=False)  # fmt: skip
-    with pytest.warns(UserWarning, match=r"Left out: .*3/shift\.csv is damaged"):
+    monkeypatch.setattr(runs, "read", lambda path: path)
+    monkeypatch.setattr(evaluate, "is_told", lambda path: path.name != "5")
+    with pytest.warns(UserWarning) as said:
         found, kept = figures.beside(rows, "shift.csv", tmp_path)
     assert kept.seed.tolist() == [0, 1] and found.groupby("severity").accuracy.mean().tolist() == [0.6, 0.6]
+    told = [str(warning.message) for warning in said]
+    assert len(told) == 4 and "5/shift.csv is damaged" in told[0]
+    assert all("is of other images" in one for one in told[1:])
     with pytest.warns(UserWarning, match=r"shift\.csv is damaged"):
-        assert figures.beside(rows[rows.seed == 3], "shift.csv", tmp_path)[1].empty
+        assert figures.beside(rows[rows.seed == 5], "shift.csv", tmp_path)[1].empty
 
 
 def test_rungs_are_drawn_over_epochs_once_three_schedules_of_one_are_there(store):
@@ -269,6 +276,8 @@ def test_distortions_and_predictions_are_drawn_where_they_lie_beside_a_run(store
                  for kind in ("fog", *distort.KINDS[:2]) for severity in (1, 5)]  # fmt: skip
         clean = {"kind": "clean", "severity": 0, "accuracy": 0.6, "count": 500}
         runs.write_table(store / "quick" / str(seed) / "shift.csv", pd.DataFrame([clean, *cells]))
+        said = evaluate.corrupted(pd.DataFrame([clean, *cells]))
+        runs.add_to_record(store / "quick" / str(seed), {"corrupted": said})
         trials = [{**cell, "method": "ATC", "predicted": 0.5, "true": cell["accuracy"]} for cell in cells]
         runs.write_table(store / "quick" / str(seed) / "estimates.csv", pd.DataFrame(trials))
     drawn = figures.draw(store)

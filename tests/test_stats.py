@@ -149,7 +149,7 @@ def test_mcnemar_by_pencil_and_without_disagreement():
     found = stats.checkpoints({"a": a, "none": np.zeros(8, bool), "same": a.copy()})
     assert list(found.p) == [2 * 0.5**5, 1.0, 2 * 0.5**5] and list(found.verdict) == [stats.INSIDE] * 3
     assert stats.checkpoints({"a": a}).empty
-    for other in (np.ones(1, bool), np.ones(7, bool)):
+    for other in (np.ones(1, bool), np.ones(7, bool), np.zeros(0, bool)):
         with pytest.raises(CourseError, match="tested on different images"):
             stats.checkpoints({"a": a, "other": other})
     with pytest.raises(CourseError, match="or on none"):

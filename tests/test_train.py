@@ -510,8 +510,8 @@ def test_a_fresh_start_that_is_refused_removes_nothing(finished_tiny, stand_in, 
 
     refused([tiny.but(teacher="laptop")], "learns from laptop")
     refused([tiny.but(start="laptop")], "trains laptop/0 on")
-    refused([tiny.but(teacher="tiny")], "teacher='tiny' is this recipe itself, .*: train tiny-teacher-tiny instead")
-    refused([tiny.but(start="tiny")], "start='tiny' is this recipe itself, .*: train tiny-start-tiny instead")
+    refused([tiny.but(teacher="tiny")], "teacher='tiny' lies in .*/store/tiny, where this run would write over")
+    refused([tiny.but(start="tiny", name="on")], "start='tiny' lies in .*/store/tiny, where this run would write over")
     with checkpoint.hold(paths[1]):
         refused([tiny, tiny.but(seed=1)], "Another process is training in .*tiny/1")
     monkeypatch.setattr(train, "Trainer", lambda *_: (_ for _ in ()).throw(
@@ -532,7 +532,7 @@ def test_an_interrupted_fresh_start_goes_on_as_one(finished_tiny, stand_in, tiny
     def stop(recipe, row):
         os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(train.Interrupted, match="call the same again, but without --fresh, to go on"):
+    with pytest.raises(train.Interrupted, match=r"same again, but with resume=True \(without --fresh\), to"):
         train.fit_many(recipes, stand_in, paths, resume=False, device=CPU, on_epoch=stop)
     train.fit_many(recipes, stand_in, paths, device=CPU)
     assert [result(path) for path in paths] == whole
