@@ -87,6 +87,7 @@ def fresh_pyplot():
     """The course's style on a backend without a screen, and no figure left open."""
     backend = matplotlib.get_backend()
     matplotlib.use("agg")
+    plt.close("all")  # another file's, which this process has tested before
     plots.start(CIFAR10)
     yield
     plt.close("all")
