@@ -133,6 +133,18 @@ def test_an_estimate_has_an_interval_for_the_draw_and_a_wider_one_for_the_method
     assert again.low[0] == row.low, "seeded"
 
 
+def test_the_interval_holds_the_luck_of_validation_too():
+    """Every image as sure as every other: DoC is the validation accuracy, and its interval scipy's of that alone."""
+    labels = torch.arange(80) % 10
+    val = torch.nn.functional.one_hot(labels, 10).float()[None]
+    val[:, :20] = val[:, :20].roll(1, 2)  # a quarter wrong
+    trials = table({"a": [0.0], "b": [0.0]}).assign(method="DoC")
+    (row,) = estimate.estimate(val, labels, val[:, :50], trials).itertuples()
+    right = (val[0].argmax(1) == labels).numpy().astype(float)
+    theirs = bootstrap((right,), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    assert row.predicted == pytest.approx(0.75) and (row.low, row.high) == pytest.approx(tuple(theirs), abs=0.026)
+
+
 def test_the_interval_for_the_draw_covers_it():
     """Sets drawn the same way as validation: 95 % of the intervals should hold the expected share."""
     held = 0

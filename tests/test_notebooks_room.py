@@ -527,15 +527,17 @@ def test_the_report_of_the_committed_notebooks(tmp_path):
 
 def test_reproduce_goes_on_after_a_failure_and_removes_only_its_own(tmp_path, capsys):
     folder, out = tmp_path / "notebooks", tmp_path / "out"
-    build(folder / "01_bad.ipynb", "raise SystemError('no | luck')")
+    build(folder / "01_bad.ipynb", "raise SystemError('no | luck, *all* $x_1$ [a](b) _c_ <d> `e`')")
     build(folder / "02_good.ipynb", "print('went on')", parameters="profile = 'recorded'\nextra = 1")
     summary = notebooks.reproduce("recorded", out, folder=folder)
     assert summary["state"] == "failed"
     assert [record["state"] for record in summary["notebooks"].values()] == ["failed", "passed"]
     assert "In [3]: SystemError: no | luck" in capsys.readouterr().out  # as numbered in the executed copy
-    assert "In [3]: SystemError: no | luck" in Page(out / "report.html").text
+    shown = Page(out / "report.html").text
+    assert "In [3]: SystemError: no | luck, *all* $x_1$ [a](b) _c_ <d> `e`; what ran" in shown, "letter for letter"
 
     (out / "mine.txt").write_text("keep me")
+    (out / ".02_good.ipynb.12.tmp").write_text("half of a notebook, left by a run that was killed")
     summary = notebooks.reproduce("recorded", out, ["02"], {"pictures": "drawn"}, folder=folder)
     assert list(summary["notebooks"]) == ["02_good"] and summary["results"] == {}
     assert "01_bad" not in (out / "report.html").read_text()

@@ -185,6 +185,23 @@ def test_a_wave_stands_out_at_its_frequency(cycles):
         assert shift.spectrum(turned).power.idxmax() == cycles - 1
 
 
+def test_the_spectrums_interval_is_scipys_bootstrap():
+    table, power = shift.spectrum(IMAGES, resamples=4_000), shift._ring_power(IMAGES).double().numpy()
+    drawn = stats.bootstrap((power,), np.mean, method="percentile", n_resamples=4_000, rng=np.random.default_rng(1))
+    width = drawn.confidence_interval.high - drawn.confidence_interval.low
+    assert (np.abs(table.low - drawn.confidence_interval.low) < 0.06 * width).all()
+    assert (np.abs(table.high - drawn.confidence_interval.high) < 0.06 * width).all()
+
+
+def test_a_frequency_is_counted_in_whole_rings_across_a_wide_image():
+    """Cycles across the width; a wave that runs up and down a lower image has as many a pixel, and so its ring."""
+    wave = (128 + 100 * torch.sin(2 * torch.pi * torch.arange(64) / 8)).byte()
+    across, down = wave.expand(2, 3, 32, 64), wave[:32, None].expand(2, 3, 32, 64)
+    for turned in (across, down):
+        table = shift.spectrum(turned)
+        assert len(table) == 32 and table.frequency[table.power.idxmax()] == 1 / 8
+
+
 def test_blur_takes_the_fine_frequencies_and_noise_adds_them():
     clean = photographs(60)
     coarse, fine = slice(0, 3), slice(12, 16)
@@ -222,11 +239,22 @@ def test_equal_sets_are_not_told_apart_and_unequal_ones_are():
     assert noisy == shift.told_apart(clean[:200], distort(clean[200:], "gaussian_noise", 1))
 
 
-def test_the_auc_is_scikit_learns(monkeypatch):
-    scores = np.random.default_rng(0).normal(size=60) + np.repeat((0, 1), 30)
+def test_the_auc_and_its_interval_are_scikit_learns(monkeypatch):
+    """Of scores with ties, in two folds of which the second's trees answer on another scale."""
+    rng, side = np.random.default_rng(0), np.repeat((0, 1), 30)
+    scores = np.round(rng.normal(size=60) + side)
+    folds = [np.arange(0, 60, 2), np.arange(1, 60, 2)]
+    ranks = np.empty(60)
+    for fold in folds:
+        ranks[fold] = stats.rankdata(scores[fold])
+    scores[folds[1]] += 50
     monkeypatch.setattr(shift, "cross_val_predict", lambda *_, **__: np.stack((1 - scores, scores), 1))
-    monkeypatch.setattr(shift.StratifiedKFold, "split", lambda self, x, y: [(None, np.arange(60))])
-    assert shift.told_apart(IMAGES[:30], IMAGES[30:]).auc == pytest.approx(roc_auc_score(np.repeat((0, 1), 30), scores))
+    monkeypatch.setattr(shift.StratifiedKFold, "split", lambda self, x, y: [(None, fold) for fold in folds])
+    found = shift.told_apart(IMAGES[:30], IMAGES[30:])
+    assert found.auc == pytest.approx(roc_auc_score(side, ranks))
+    drawn = [roc_auc_score(side, ranks[np.concatenate((rng.choice(30, 30), 30 + rng.choice(30, 30)))])
+             for _ in range(1_000)]  # fmt: skip
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +290,36 @@ def test_a_perfect_confusion_corrects_nothing(finder):
     sure = shift.KindFinder(finder.model, pd.DataFrame(np.eye(len(names)), names, names), finder.tested)
     table = sure.shares(photographs(50, seed=4))
     np.testing.assert_allclose(table.share, table.taken, atol=1e-9)
+
+
+def test_the_interval_of_a_share_holds_the_luck_of_both_draws(finder):
+    """Of a kind that half of the images are taken for: binomial, over these images and over those of the confusion."""
+    names = list(finder.confusion)
+    half = SimpleNamespace(classes_=finder.model.classes_, predict=lambda x: np.arange(len(x)) % 2)
+    sure = pd.DataFrame(np.eye(len(names)), names, names)
+    blurry = sure.copy()
+    blurry.loc["clean", names[:2]] = 0.9, 0.1  # a tenth of the clean images is taken for the first kind
+    images = photographs(200, seed=11)
+    table = shift.KindFinder(half, sure, 1_000_000).shares(images, resamples=2_000)
+    low, high = stats.binom(200, 0.5).ppf((0.025, 0.975)) / 200
+    assert (table.low["clean"], table.high["clean"]) == pytest.approx((low, high), abs=0.011)
+    widths = [(table.high - table.low)["clean"] for table in
+              (shift.KindFinder(half, blurry, tested).shares(images, resamples=2_000) for tested in (1_000_000, 50))]
+    # the share is taken / P(clean | clean): by propagation of its two relative errors
+    expected = [3.92 * 0.5 / 0.9 * np.sqrt(0.25 / 200 / 0.5**2 + 0.09 / tested / 0.9**2) for tested in (1_000_000, 50)]
+    assert widths == pytest.approx(expected, rel=0.1)
+
+
+def test_what_teaches_the_kinds_does_not_fill_their_confusion(monkeypatch):
+    clean = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)  # each image says which it is
+    seen = []
+    monkeypatch.setattr(shift, "KINDS", ("fog",))
+    monkeypatch.setattr(shift, "distort", lambda images, *_: images)
+    monkeypatch.setattr(shift, "_features", lambda images: seen.append({*images[:, 0, 0, 0].tolist()}) or
+                        np.zeros((len(images), 2)))  # fmt: skip
+    shift.learn_kinds(clean, count=40)
+    taught, tested = seen[0] | seen[1], seen[2] | seen[3]
+    assert len(taught) == 40 and len(tested) == 20 and not taught & tested
 
 
 # -------------------------------------------------------------------------------------------------------------- twins

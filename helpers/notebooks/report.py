@@ -187,14 +187,19 @@ def _contents(pages: dict[str, NotebookNode], questions: dict[str, str]) -> list
     return lines
 
 
+def _literal(text: str) -> str:
+    """Text as Markdown that shows these characters: an error's *, $ or | is no mark of emphasis, formula or table."""
+    return re.sub(r"[^\w\s.,:;%/()·-]|_", lambda mark: f"&#{ord(mark[0])};", " ".join(text.split()))
+
+
 def _results(summary: dict[str, Any]) -> list[str]:
     """Markdown: what was run, the state of each notebook, and what they reached."""
 
     def row(*cells: Any) -> str:
-        return "| " + " | ".join(escape(str(cell)).replace("|", "&#124;") for cell in cells) + " |"
+        return "| " + " | ".join(_literal(str(cell)) for cell in cells) + " |"
 
     about = [f"profile {summary['profile']}", summary["data_source"], summary["state"], f"{summary['seconds']:.0f} s"]
-    lines = ["# Course report", "", escape(" · ".join(filter(None, about))), ""]
+    lines = ["# Course report", "", _literal(" · ".join(filter(None, about))), ""]
     if summary["results"]:
         lines += ["## Results", "", row("From", "Quantity", "Value"), "|:---|:---|:---|"]
     for name, found in summary["results"].items():

@@ -199,6 +199,8 @@ def reproduce(profile: str, out_dir: Path, only: Iterable[str] | None = None,
     out_dir = Path(out_dir).resolve()
     for name in ("report.html", "summary.json", *(entry.path.name for entry in plan)):
         (out_dir / name).unlink(missing_ok=True)
+        for torn in out_dir.glob(f".{name}.*.tmp"):  # of a run that was killed
+            torn.unlink()
 
     records: dict[str, dict[str, Any]] = {}
     for entry, parameters in plan.items():
