@@ -215,9 +215,9 @@ def numpy_draws(count: int, *calls) -> list[list[np.ndarray]]:
     return [[call(g).numpy() for call in calls] for g in draws(count, 9)]
 
 
-def changed(kind: str, severity: int, count: int = 6) -> np.ndarray:
-    """The first images after a kind, from the same draws as `numpy_draws`, [N, H, W, 3], neither rounded nor cut."""
-    x = IMAGES[:count].float() / 255
+def changed(kind: str, severity: int, images: torch.Tensor = IMAGES[:6]) -> np.ndarray:
+    """Images after a kind, from the same draws as `numpy_draws`, [N, H, W, 3], neither rounded nor cut."""
+    x, count = images.float() / 255, len(images)
     return CHANGES[kind](x, CONSTANTS[kind][severity - 1], draws(count, 9)).permute(0, 2, 3, 1).numpy()
 
 
@@ -239,17 +239,20 @@ def scipy_zoom(x: np.ndarray, zoom: float) -> np.ndarray:
     return grown[trim : trim + 32, trim : trim + 32]
 
 
+@pytest.mark.parametrize("size", [(32, 32), (20, 28)])
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_glass_blur_is_the_published_exchange_one_pixel_after_the_other(severity):
+def test_glass_blur_is_the_published_exchange_one_pixel_after_the_other(severity, size):
+    height, width = size
+    images = IMAGES[:6, :, :height, :width]
     sigma, rounds = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))[severity - 1]
-    moves = numpy_draws(6, lambda g: torch.randint(-1, 1, (rounds, 2, 30, 30), generator=g))
+    moves = numpy_draws(6, lambda g: torch.randint(-1, 1, (rounds, 2, height - 2, width - 2), generator=g))
     blur = lambda image: ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest")  # noqa: E731
-    results = changed("glass_blur", severity)
-    for image, (steps,), found in zip(channels_last(IMAGES[:6]) / 255, moves, results, strict=True):
+    results = changed("glass_blur", severity, images)
+    for image, (steps,), found in zip(channels_last(images) / 255, moves, results, strict=True):
         x = blur(image)
         for down, across in steps:
-            for h in range(31, 1, -1):
-                for w in range(31, 1, -1):
+            for h in range(height - 1, 1, -1):
+                for w in range(width - 1, 1, -1):
                     dy, dx = down[h - 2, w - 2], across[h - 2, w - 2]
                     x[h, w], x[h + dy, w + dx] = x[h + dy, w + dx], x[h, w]  # of views: the second takes the new first
         np.testing.assert_allclose(found, blur(x), atol=1e-5)
@@ -272,15 +275,18 @@ def test_snow_is_thresholded_noise_streaked_and_added_with_its_half_turn(severit
         np.testing.assert_allclose(found, pale + layer + np.rot90(layer, 2), atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (20, 28)])
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_elastic_transform_is_scipys_affine_and_then_its_displacement(severity):
+def test_elastic_transform_is_scipys_affine_and_then_its_displacement(severity, size):
+    """Shares of the shorter side; the corners lie a third of it about the middle."""
+    (height, width), images = size, IMAGES[:6, :, : size[0], : size[1]]
     amount, sigma, jitter = (
-        32 * np.array(((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)))
+        height * np.array(((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)))
     )[severity - 1]
-    drawn = numpy_draws(6, lambda g: torch.rand((3, 2), generator=g), lambda g: torch.rand((2, 32, 32), generator=g))
-    corners, grid = np.array([(26, 26), (26, 6), (6, 6)]), np.mgrid[:32, :32].astype(float)
-    found = changed("elastic_transform", severity)
-    for image, (jitters, fields), ours in zip(channels_last(IMAGES[:6]) / 255, drawn, found, strict=True):
+    drawn = numpy_draws(6, lambda g: torch.rand((3, 2), generator=g), lambda g: torch.rand((2, *size), generator=g))
+    corners = {32: np.array([(26, 26), (26, 6), (6, 6)]), 20: np.array([(20, 16), (20, 4), (8, 4)])}[height]
+    grid, found = np.mgrid[:height, :width].astype(float), changed("elastic_transform", severity, images)
+    for image, (jitters, fields), ours in zip(channels_last(images) / 255, drawn, found, strict=True):
         moved = corners + jitter * (2 * jitters - 1)
         x_to, y_to = np.linalg.solve(np.c_[moved, np.ones(3)], corners).T  # from where a pixel (x, y, 1) comes
         matrix = np.array([[y_to[1], y_to[0]], [x_to[1], x_to[0]]])
