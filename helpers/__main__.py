@@ -110,7 +110,8 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, a 
 @app.command()
 def sweep(
     names: Annotated[list[str], typer.Argument(help="Sweeps (ladder, mixup, strength, se, dropout, warmup, rate, "
-                                                    "schedule, policy, beyond, climb, approach) and named recipes.",
+                                                    "schedule, policy, beyond, climb, approach) and named recipes (the "
+                                                    "recipe beyond: `train beyond --seeds 3`).",
                                                metavar="NAME...")],
     base: Annotated[str, typer.Option(help="The recipe that a sweep varies: quick, reduced, laptop, paper.")] = "quick",
     seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1, max=1_000)] = 3,
@@ -249,7 +250,8 @@ def bench(
     """Measure this machine against the usual ways; every row of a table comes from the same run."""
     from helpers import bench as benches
 
-    for subject in subjects or benches.SUBJECTS:
+    chosen = [benches.known(subject) for subject in subjects or benches.SUBJECTS]  # before minutes go by
+    for subject in chosen:
         print(benches.measure(subject, record).to_string(index=False))
 
 

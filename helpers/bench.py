@@ -335,11 +335,16 @@ SUBJECTS = {"augment": augment_table, "train": train_table, "distort": distort_t
 RECORDED = ROOT / "data" / "bench"
 
 
-def measure(subject: str, record: bool = False) -> pd.DataFrame:
-    """The table of a subject, measured now; with `record` kept in data/bench/<subject>.csv with device and versions."""
+def known(subject: str) -> str:
+    """The subject, if it is one of SUBJECTS; else CourseError."""
     if subject not in SUBJECTS:
         raise CourseError(f"There is no benchmark {subject!r}: expected one of {', '.join(SUBJECTS)}.")
-    table = SUBJECTS[subject]()
+    return subject
+
+
+def measure(subject: str, record: bool = False) -> pd.DataFrame:
+    """The table of a subject, measured now; with `record` kept in data/bench/<subject>.csv with device and versions."""
+    table = SUBJECTS[known(subject)]()
     if record:
         packages = ", ".join(f"{name} {number}" for name, number in versions().items())
         with replacing(RECORDED / f"{subject}.csv") as temporary:

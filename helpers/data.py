@@ -188,9 +188,12 @@ def split_train_val(
             "validation: both need at least 10, one a class, and so does what is left over, if anything is."
         )
     indices, labels = np.arange(len(full.labels)), full.labels.numpy()
-    train, val = train_test_split(indices, test_size=val_size, stratify=labels, random_state=seed)
-    if train_size < len(train):
-        train, _ = train_test_split(train, train_size=train_size, stratify=labels[train], random_state=seed)
+    try:
+        train, val = train_test_split(indices, test_size=val_size, stratify=labels, random_state=seed)
+        if train_size < len(train):
+            train, _ = train_test_split(train, train_size=train_size, stratify=labels[train], random_state=seed)
+    except ValueError as error:
+        raise CourseError(f"Cannot split {len(labels):,} images by class with seed {seed}: {error}") from error
     return TrainingData(full.take(torch.from_numpy(np.sort(train))), full.take(torch.from_numpy(np.sort(val))))
 
 

@@ -83,7 +83,12 @@ def predict_mirrored(model: nn.Module, images: Tensor, precision: str = "bfloat1
 
 
 def share(correct: float, count: int) -> Accuracy:
-    """correct / count with its interval (Wilson 1927, through statsmodels); correct may be a mean of several counts."""
+    """correct / count with its interval (Wilson 1927, through statsmodels); correct may be a mean of several counts.
+
+    Raises CourseError for a count of 0.
+    """
+    if not count:
+        raise CourseError("There are no images to count on: give at least one.")
     low, high = proportion_confint(correct, count, method="wilson")
     value = correct / count  # rounding may leave the ends of an interval at 0 or 1 on the wrong side of it
     return Accuracy(value, min(float(low), value), max(float(high), value), count)

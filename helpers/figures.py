@@ -70,7 +70,8 @@ ALT = {
 def alt(name: str) -> str:
     """The words for a figure by its file's name without .png; "" for a name that no figure has."""
     family, _, member = name.partition("_")
-    return ALT.get(family if member and family in (*LADDERS, "epochs", "varied") else name, "")
+    several = family in (*LADDERS, "epochs", "varied")  # which want a member
+    return ALT.get(family, "") if several and member else "" if several else ALT.get(name, "")
 
 
 def main_run(table: pd.DataFrame) -> pd.DataFrame:
@@ -216,12 +217,18 @@ def _words(field: str, value: Any) -> str:
     return f"{field.replace('_', ' ')} {format(value, 'g') if number else value}"
 
 
+def _run(rows: pd.DataFrame, what: str, base: recipe.Recipe) -> pd.DataFrame:
+    if rows.empty:
+        raise CourseError(f"Nothing of the {what} on {base.name} is in this table: train it first, or choose another.")
+    return rows
+
+
 def ladder(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -> Figure:
     """Test accuracy of each rung of a recipe's ladder that has been run, on clean and, where counted, distorted images:
     mean over seeds and its interval.
     """
     names = {rung.name: "mixup" if rung.mixup_alpha else rung.stage for rung in recipe.ladder(base)}
-    rows = rungs(table, base)
+    rows = _run(rungs(table, base), "ladder", base)
     return _compare(rows.assign(rung=rows.rung.map(names)), "rung", f"The ladder on {base.name}, {schedule(rows)}")
 
 
@@ -237,7 +244,7 @@ def changes(base: recipe.Recipe, kind: str = "climb") -> dict[str, str]:
 
 
 def _rung_by_rung(table: pd.DataFrame, base: recipe.Recipe, kind: str) -> Figure:
-    rows = rungs(table, base, kind)
+    rows = _run(rungs(table, base, kind), kind, base)
     return _compare(rows.assign(rung=rows.rung.map(changes(base, kind))), "rung",
                     f"The {kind} from {base.name}, {schedule(rows)}" + " at first" * (rows.epochs.nunique() > 1)
                     )  # fmt: skip
@@ -333,7 +340,7 @@ def over_epochs(table: pd.DataFrame, base: recipe.Recipe) -> pd.DataFrame:
 def epochs(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["reduced"]) -> Figure:
     """Test accuracy of rungs of a ladder over the length of the schedule (`over_epochs`), on clean and, where counted,
     distorted images: the mean over seeds, with its interval where there are several."""
-    rows = over_epochs(table, base)
+    rows = _run(over_epochs(table, base), "schedules of several lengths", base)
     single = bool((rows.groupby("recipe").size() == 1).all())
     panels = {f"{name}, %": {rung: _means(own, value, "epochs", single).sort_index().reset_index(names="x")
                              for rung, own in part.groupby("rung", sort=False)}

@@ -32,6 +32,7 @@ def explore(
     checked(images)
     if not 0 < len(images) == len(labels):
         raise CourseError(f"Got {len(images)} images and {len(labels)} labels: expected as many, and at least 1.")
+    distort(images[:0], kind, 1)  # refuses another kind
 
     def view(image: int, kind: str, severities: Sequence[int]) -> Figure:
         clean = images[image : image + 1]

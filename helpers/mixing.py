@@ -114,14 +114,17 @@ def mixed_correct(logits: Tensor, mixed: Mixed) -> Tensor:
 
 def _off(images: Tensor, targets: Tensor, alpha: float) -> bool:
     """Whether there is nothing to mix, once the arguments are what they should be."""
-    if images.dim() != 4 or not images.is_floating_point():
-        raise CourseError(f"Mixing takes float images [B, C, H, W], but got {images.dtype} {list(images.shape)}.")
-    if targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
-        wrong = f"{targets.dtype} {list(targets.shape)}"
-        raise CourseError(f"Mixing takes targets int64 [{len(images)}], one per image, but got {wrong}.")
-    if not (alpha == 0 or LEAST_ALPHA <= alpha < math.inf):
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        raise CourseError(f"Mixing takes float images [B, C, H, W], but got {_seen(images)}.")
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
+        raise CourseError(f"Mixing takes targets int64 [{len(images)}], one per image, but got {_seen(targets)}.")
+    if not isinstance(alpha, int | float) or not (alpha == 0 or LEAST_ALPHA <= alpha < math.inf):
         raise CourseError(f"alpha must be 0 for no mixing, or a number of at least {LEAST_ALPHA}, but got {alpha}.")
     return alpha == 0 or len(images) == 0
+
+
+def _seen(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _blend(images: Tensor, targets: Tensor, lam: Tensor, keep: Tensor, generator: torch.Generator | None) -> Mixed:

@@ -20,7 +20,7 @@ class SEBlock(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()
-        if reduction < 1 or channels % reduction:
+        if not isinstance(reduction, int) or reduction < 1 or channels % reduction:
             raise CourseError(
                 f"A reduction of {reduction} does not divide {channels} channels: choose a divisor, "
                 "such as 2, 4, 8 or 16, that divides the width of every stage."
@@ -104,8 +104,8 @@ class SEResNet(nn.Module):
     Images float [B, 3, H, W], normalised, H and W at least 8 -> logits [B, num_classes]. The first stage is `width`
     wide at full resolution, or at half of it with a `stem_stride` of 2; each further one doubles the width and halves
     the resolution. A `reduction` of 0 is a network without SE; `se_placement` is that of `BasicBlock`. `drop_path` is
-    that of the last block; it grows from block to block in equal steps from 0 (Huang et al. 2016, section 3; the paper
-    of this course has none).
+    that of the last of several blocks; it grows from block to block in equal steps from 0 (Huang et al. 2016, section
+    3; the paper of this course has none).
     Weights: He normal with variance 2 / n_in as the paper writes it, biases 0, batch norm 1 and 0.
     Raises CourseError for an impossible shape, naming the range that holds.
     """
@@ -122,8 +122,14 @@ class SEResNet(nn.Module):
         stem_stride: int = 1,
     ):
         super().__init__()
-        if not 1 <= len(blocks) <= 4 or min(blocks) < 1:
-            raise CourseError(f"blocks={tuple(blocks)} is not a network: give 1 to 4 stages of 1 or more blocks.")
+        whole = isinstance(blocks, Sequence) and all(
+            isinstance(n, int) for n in (*blocks, width, reduction, num_classes)
+        )
+        if not whole or not 1 <= len(blocks) <= 4 or min(blocks) < 1:
+            raise CourseError(
+                f"blocks={blocks}, width={width}, reduction={reduction}, num_classes={num_classes} is not a network: "
+                "give whole numbers, and 1 to 4 stages of 1 or more blocks."
+            )
         if stem_stride not in (1, 2):
             raise CourseError(f"stem_stride={stem_stride} is not a network: expected 1 or 2.")
         if width < 1 or num_classes < 2 or not (0 <= dropout < 1 and 0 <= drop_path < 1):

@@ -191,10 +191,10 @@ def walk(model: nn.Module, size: int = 32) -> pd.DataFrame:
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            shrink = inputs[0].shape[-1] // output.shape[-1] if output.ndim == 4 else 1
+            first = {"BasicBlock": "conv1", "Sequential": "0"}.get(type(module).__name__)  # of a block, of the stem
             rows.append({
                 "name": name, "kind": type(module).__name__ if name != "stem" else "Stem",
-                "shape": tuple(output.shape[1:]), "stride": shrink if isinstance(module, BasicBlock) else 1,
+                "shape": tuple(output.shape[1:]), "stride": module.get_submodule(first).stride[0] if first else 1,
                 "parameters": count_parameters(module),
                 "projects": isinstance(module, BasicBlock) and not isinstance(module.downsample, nn.Identity),
             })  # fmt: skip
@@ -359,8 +359,8 @@ def _dots(axis: Any, frame: pd.DataFrame, xlabel: str, style: int = 0) -> None:
     places, have = np.arange(len(frame))[::-1], frame["value"].notna().to_numpy()
     y, part = places[have], 100 * frame.loc[have, ["value", "low", "high"]].astype(float)
     value, low, high = part["value"].to_numpy(), part["low"].to_numpy(), part["high"].to_numpy()
-    axis.errorbar(value, y, xerr=[value - low, high - value], fmt=MARKERS[style], color=PALETTE[style], capsize=3,
-                  linewidth=1.4)  # fmt: skip
+    axis.errorbar(value, y, xerr=[value - low, high - value], fmt=MARKERS[style % 7], color=PALETTE[style % 10],
+                  capsize=3, linewidth=1.4)  # fmt: skip
     for at, level, upper in zip(y, value, part["high"].fillna(part["value"]), strict=True):
         axis.annotate(
             f"{level:.1f}", (upper, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=SMALL

@@ -33,6 +33,8 @@ def publish(run_dir: str | Path, path: str | Path, stand_in: bool = False) -> ru
         raise CourseError(f"{shown(run.path)} has not been tested: run `python -m helpers evaluate` on it first.")
     if path.suffix != ".safetensors":
         raise CourseError(f"{shown(path)} is no name for weights: expected one that ends in .safetensors.")
+    if path.name in (runs.WEIGHTS, runs.LAST):
+        raise CourseError(f"{path.name} is the name of weights that lie beside their run.json: choose another.")
     if run.record["data"] != CIFAR10 and path.resolve().is_relative_to(ROOT / "data"):
         raise CourseError("A run on the stand-in set is never recorded: choose a file outside data/.")
     model, precision = evaluate.load_model(run), run.record["recipe"]["precision"]

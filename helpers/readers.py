@@ -53,7 +53,8 @@ def _checked(images: Any, labels: Any, ids: Any, classes: int) -> tuple[Tensor, 
     def whole(name: str, values: Any, limit: int) -> Tensor:
         values = np.asarray(values)
         if values.shape != (len(images),):
-            raise CourseError(f"it has {len(images):,} images and {values.size:,} {name}, and needs one for each")
+            found = f"{len(values):,} {name}" if values.ndim == 1 else f"{name} of shape {list(values.shape)}"
+            raise CourseError(f"it has {len(images):,} images and {found}, and needs one for each")
         if values.dtype.kind not in "iu" or not 0 <= values.min() <= values.max() <= limit:
             raise CourseError(f"its {name} are not whole numbers from 0 to {limit:,}")
         return torch.from_numpy(values.astype(np.int64))
@@ -112,7 +113,7 @@ def _read_folder(path: Path, classes: Sequence[str]) -> _Set:
 def _pixels(file: Path) -> np.ndarray:
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:  # reads the header alone: no bomb goes off
-            if image.size == (32, 32) and image.mode in ("RGB", "RGBA", "L", "P"):
+            if image.size == (32, 32) and image.mode in ("RGB", "RGBA", "L", "LA", "P"):
                 return np.asarray(image.convert("RGB"))
             found = f"{image.width} x {image.height} pixels of mode {image.mode}"
     except Exception as error:  # Pillow has no one type for a torn image

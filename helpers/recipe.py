@@ -209,7 +209,7 @@ def get(name: str, **changes: Any) -> Recipe:
     if found is None:
         bases = ", ".join(base for base in RECIPES if "-" not in base)
         raise CourseError(
-            f"There is no recipe {name!r}: expected one of {bases}, a rung of its ladder such as quick-none, or the "
+            f"There is no recipe {name!r}: expected one of {bases}, a rung of a ladder such as quick-none, or a "
             "recipe with other numbers, such as quick-mixup_alpha-0.2."
         )
     if found.name != name:
@@ -220,7 +220,14 @@ def get(name: str, **changes: Any) -> Recipe:
 def named(name: str, base: str) -> list[Recipe]:
     """The recipes of a sweep on a base, or the one recipe of that name."""
     if name in SWEEPS:
-        return SWEEPS[name](get(base))
+        try:
+            made = SWEEPS[name](get(base))
+        except CourseError as error:
+            raise CourseError(f"The sweep {name} cannot be made on {base} ({error}): choose another --base.") from error
+        if unknown := [rung.name for rung in made if rung.name not in RECIPES and _variant(rung.name) is None]:
+            raise CourseError(f"The sweep {name} cannot be made on {base} (there is no recipe {unknown[0]}): choose "
+                              "another --base, such as quick, reduced, laptop or paper.")  # fmt: skip
+        return made
     try:
         return [get(name)]
     except CourseError as error:

@@ -146,7 +146,7 @@ def read(path: str | Path) -> Run:
     none.
     """
     path = Path(path)
-    path = path.parent if path.name == WEIGHTS else path
+    path = path.parent if path.name == WEIGHTS and (path.parent / "run.json").exists() else path
     try:
         record = _refuse_misfit(_record(path), name_prefix="record")
     except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:

@@ -132,7 +132,8 @@ def shift(reference: Tensor, other: Tensor, resamples: int = 1_000, seed: int = 
 
 
 def _ring_power(images: Tensor) -> Tensor:
-    """Power [N, W / 2] of the grey image at 1 .. W / 2 cycles across it; white noise of variance v has v everywhere."""
+    """Power [N, W / 2] of the grey image at 1 .. W / 2 cycles across it; white noise of variance v has v everywhere but
+    at 1, where the mean that is taken away before the window costs about a fifteenth."""
     grey = grey_of(images.float() / 255).squeeze(1)
     window = torch.outer(*(torch.hann_window(size, device=images.device) for size in grey.shape[1:]))
     grey = (grey - grey.mean((1, 2), keepdim=True)) * window
@@ -150,7 +151,8 @@ def spectrum(images: Tensor, resamples: int = 1_000, seed: int = 0) -> pd.DataFr
 
     Columns: frequency in cycles a pixel (0.5 is the finest), power (mean over the images of the grey image's squared
     Fourier amplitude in a ring, Hann window after Welch 1967, in squared grey levels of 0 to 1: noise of variance v has
-    v at every frequency), low and high (95 %, percentile bootstrap over the images).
+    v at every frequency but the coarsest, which has a fifteenth less), low and high (95 %, percentile bootstrap over
+    the images).
     """
     _at_least(2, images)
     power = np.concatenate([_ring_power(part).double().cpu().numpy() for part in images.split(2_000)])
@@ -181,6 +183,8 @@ def told_apart(a: Tensor, b: Tensor, resamples: int = 1_000, seed: int = 0) -> A
     be enough for a tree to part, which leaves 20 on each side of a cut.
     """
     _at_least(25, a, b)
+    if a.shape[2:] != b.shape[2:]:
+        raise CourseError(f"Got images {list(a.shape)} and {list(b.shape)}: expected both sets of one size.")
     x, y = np.concatenate((_features(a), _features(b))), np.repeat((0, 1), (len(a), len(b)))
     folds = list(StratifiedKFold(5, shuffle=True, random_state=seed).split(x, y))
     scores = cross_val_predict(_trees(seed), x, y, cv=folds, method="predict_proba")[:, 1]
@@ -263,8 +267,10 @@ class KindFinder:
         Other damage, or two kinds at once, is given to the kinds it resembles.
         """
         _at_least(1, images)
+        if (features := _features(images)).shape[1] != self.model.n_features_in_:
+            raise CourseError(f"Got images {list(images.shape)}: expected the size of those that taught the kinds.")
         rng, names = np.random.default_rng(seed), list(self.confusion)
-        found = np.searchsorted(self.model.classes_, self.model.predict(_features(images)))
+        found = np.searchsorted(self.model.classes_, self.model.predict(features))
         taken = np.bincount(found, minlength=len(names)) / len(found)
         rows = self.confusion.to_numpy()
 

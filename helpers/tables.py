@@ -330,7 +330,7 @@ def fill(text: str, page: Path = PAGES[0], root: Path = runs.RECORDED) -> str:
             return begin + picture(name, page) + end
         if kind == "table" and name in made:
             return begin + made[name]() + end
-        names = figures.ALT if kind == "figure" else made
+        names = (name if figures.alt(name) else f"{name}_..." for name in figures.ALT) if kind == "figure" else made
         raise CourseError(f"There is no {kind} {name!r} to put between markers: expected one of {', '.join(names)}.")
 
     return _BLOCK.sub(block, text)

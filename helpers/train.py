@@ -176,7 +176,7 @@ class Trainer:
             drop.drawn = None  # it was for this step
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
-        if recipe.decoupled_decay:  # Loshchilov & Hutter 2019, algorithm 1, line 9
+        if recipe.decoupled_decay:  # Loshchilov & Hutter 2019; times the rate, as in torch's AdamW
             with torch.no_grad():
                 decayed = self.optimizer.param_groups[0]["params"]
                 torch._foreach_mul_(decayed, 1 - self.rate * recipe.weight_decay)
@@ -478,8 +478,12 @@ class _Session:
 
     def begin(self) -> None:
         """Put the run on the device, as it was left."""
+        data, val_size = self.data(), self.recipe.val_size
+        if len(data.val.labels) != val_size:
+            raise CourseError(f"The recipe asks for val_size={val_size:,} and got {len(data.val.labels):,} images: use "
+                              "training_data(recipe).")  # fmt: skip
         with _memory_advice(self.recipe, self.device, self.beside):
-            self.trainer = Trainer(self.recipe, self.data(), self.device,
+            self.trainer = Trainer(self.recipe, data, self.device,
                                    [load_model(teacher) for teacher in self.teachers],
                                    load_model(self.begins) if self.begins else None)  # fmt: skip
         if self.state:

@@ -237,6 +237,14 @@ def test_impossible_splits_are_refused(val, train):
         data.split_train_val(fake_set(), val, train)
 
 
+def test_a_split_that_leaves_a_class_out_is_refused():
+    few = fake_set().take(torch.arange(25))
+    with pytest.raises(CourseError, match="Cannot split 25 images by class with seed 0: "):
+        data.split_train_val(few, 10)
+    with pytest.raises(CourseError, match=r"with seed -1: .*random_state"):
+        data.split_train_val(fake_set(), 200, seed=-1)
+
+
 def test_a_home_that_nobody_has_is_said(monkeypatch):
     monkeypatch.setenv("CIFAR10_ROOT", "~nobody-of-this-name/data")
     for find in (data.data_root, lambda: data.load_shifted("~nobody-of-this-name/fog.npy")):

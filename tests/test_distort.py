@@ -621,9 +621,10 @@ def test_the_competition_like_file_has_the_competitions_format_and_no_labels(tmp
 def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):
     with pytest.raises(CourseError, match="no distortion 'rain'"):
         write_cifar10c(tmp_path, IMAGES, LABELS, ("contrast", "rain"))
-    for images, labels in ((IMAGES, LABELS[:5]), (IMAGES[:, :, :20], LABELS)):
+    for images, labels in ((IMAGES, LABELS[:5]), (IMAGES[:, :, :20], LABELS), (IMAGES, LABELS.tolist()),
+                           (IMAGES, torch.eye(10)[LABELS])):  # fmt: skip
         for write in (write_cifar10c, write_competition_like):
-            with pytest.raises(CourseError, match="a label for each"):
+            with pytest.raises(CourseError, match="a tensor of N labels"):
                 write(tmp_path / "new", images, labels)
     assert not list(tmp_path.iterdir())
 

@@ -304,6 +304,13 @@ def test_without_a_run_the_figures_say_so(tmp_path):
     assert not (tmp_path / "figures").exists()
 
 
+def test_of_a_ladder_that_nobody_climbed_there_is_no_figure():
+    table = runs.current(runs.load())
+    for draw, base in ((figures.ladder, "beyond"), (figures.climb, "paper"), (figures.epochs, "paper")):
+        with pytest.raises(CourseError, match=f"Nothing of the .* on {base} is in this table: train it first"):
+            draw(table, recipe.RECIPES[base])
+
+
 def test_nothing_in_a_published_figure_is_cut_off(fresh_pyplot):
     """Neither a legend nor a title, label or number reaches beyond the picture."""
     for name, figure in figures.draw().items():

@@ -90,5 +90,6 @@ def test_bad_input_is_one_sentence(scenes):
     images, labels = scenes
     for arguments, named in (((images, labels[:2]), "6 images and 2 labels"), ((images[:0], labels[:0]), "0 images"),
                              ((images.float(), labels), "float32"), ((images, labels, "rain"), "rain")):  # fmt: skip
-        with pytest.raises(CourseError, match=named):
-            interactive.explore(nn.Identity(), *arguments)
+        for lively in (False, True):
+            with pytest.raises(CourseError, match=named):
+                interactive.explore(nn.Identity(), *arguments, interactive=lively)

@@ -98,7 +98,7 @@ def test_help_does_not_wait_for_torch(tmp_path, arguments):
     (("runs", "export", "x.zip", "y", "--root", "z"), "or the --root that holds them, not both"),
     (("runs", "import", "/nonexistent.zip"), "cannot be read, and nothing was taken in"),
     (("runs", "publish", "/nonexistent", "x.safetensors"), "is not a finished run"),
-    (("bench", "nope"), "no benchmark 'nope'"),
+    (("bench", "distort", "nope"), "no benchmark 'nope'"),  # at once: the first takes minutes
     (("reproduce", "--profile", "nope"), "no profile 'nope'"),
     (("distort", "cifar10c", "--kind", "nope", "--stand-in"), "no distortion 'nope'"),
     (("distort", "competition-like", "--out", "/nonexistent/x.npy", "--stand-in"), "expected one that ends in .pkl"),

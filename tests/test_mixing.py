@@ -212,6 +212,9 @@ def test_wrong_arguments_are_refused_in_one_sentence(mix):
         ((images, targets, -0.1), "alpha"),
         ((images, targets, 0.005), "alpha must be 0 for no mixing, or a number of at least 0.01"),
         ((images, targets, float("nan")), "alpha"),
+        ((images, targets, "1"), "alpha"),
+        ((images, [0] * len(images), 1.0), "one per image, but got a list"),
+        ((images.numpy(), targets, 1.0), "float images .* but got a ndarray"),
     ]
     for arguments, says in wrong:
         with pytest.raises(CourseError, match=says) as caught:

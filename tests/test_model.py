@@ -326,6 +326,11 @@ def test_an_image_is_judged_by_itself_in_evaluation():
         ({"reduction": 3}, "choose a divisor"),
         ({"reduction": -1}, "choose a divisor"),
         ({"stem_stride": 3}, "expected 1 or 2"),
+        ({"blocks": 3}, "give whole numbers"),
+        ({"blocks": "3343"}, "give whole numbers"),
+        ({"blocks": (1.0, 1)}, "give whole numbers"),
+        ({"width": 2.5}, "width=2.5.* give whole numbers"),
+        ({"reduction": 16.0}, "give whole numbers"),
     ],
 )
 def test_impossible_shapes_are_refused_with_the_range(options, message):

@@ -249,6 +249,12 @@ def test_walk_agrees_with_hooks_made_here(blocks, size):
             assert row.projects == (before != after)
 
 
+def test_walk_tells_the_strides_of_the_modules_themselves():
+    """Also where sides are odd, and of a stem that halves the image."""
+    rows = plots.walk(SEResNet((1, 1, 1), 8, 4, stem_stride=2), size=17).set_index("name")
+    assert rows.stride.tolist() == [2, 1, 2, 2, 1, 1, 1] and rows["shape"]["stages.2.0"] == (32, 3, 3)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_walk_leaves_the_model_as_it_was(training):
     model = net().train(training)

@@ -105,12 +105,22 @@ def test_the_largest_network_under_the_limit_of_parameters_can_be_published(test
     assert 9_900_000 < (tmp_path / "full.safetensors").stat().st_size <= publish.LIMIT
 
 
+def test_a_published_file_is_read_whatever_it_is_called(tested, tmp_path):
+    publish.publish(tested.path, tmp_path / "one.safetensors", stand_in=True)
+    alone = (tmp_path / "one.safetensors").rename(tmp_path / runs.WEIGHTS)
+    assert runs.read(alone).path == alone and runs.read(alone).label == tested.label
+    assert runs.read(tested.path / runs.WEIGHTS).path == tested.path, "a run's own means its folder"
+
+
 def test_what_should_not_be_published_is_refused(tested, tmp_path, monkeypatch):
     path = tmp_path / "tiny.safetensors"
     with pytest.raises(CourseError, match="stand-in set is never recorded"):
         publish.publish(tested.path, ROOT / "data" / "weights" / "tiny.safetensors", stand_in=True)
     with pytest.raises(CourseError, match=r"expected one that ends in \.safetensors"):
         publish.publish(tested.path, tmp_path / "tiny.pt", stand_in=True)
+    for name in (runs.WEIGHTS, runs.LAST):  # of a run's own weights, which it would write over
+        with pytest.raises(CourseError, match=f"{name} is the name of weights that lie beside their run.json"):
+            publish.publish(tested.path, tested.path / name, stand_in=True)
     monkeypatch.setattr(publish, "LIMIT", 1_000)
     with pytest.raises(CourseError, match="at most 1,000 are published"):
         publish.publish(tested.path, path, stand_in=True)

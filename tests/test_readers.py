@@ -328,7 +328,8 @@ def test_another_pickle_is_refused_in_one_sentence(refuse, content, says):
 def test_labels_that_do_not_fit_are_refused(tmp_path):
     np.save(tmp_path / "fog.npy", PICTURES)
     for labels, says in ((np.arange(6), "7 images and 6 labels"), (np.arange(7) + 4, "from 0 to 9"),
-                         (np.arange(7) / 2, "whole numbers"), (np.zeros((7, 1), int), "7 images")):  # fmt: skip
+                         (np.arange(7) / 2, "whole numbers"),
+                         (np.zeros((7, 1), int), "7 images and labels of shape [7, 1]")):  # fmt: skip
         np.save(tmp_path / "labels.npy", labels)
         assert says in refused(tmp_path / "fog.npy")
     (tmp_path / "labels.npy").write_bytes(b"torn")

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
+from matplotlib.colors import rgb_to_hsv
+from scipy import fft, ndimage, signal, stats
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2.functional import center_crop, resize
 
@@ -57,6 +58,29 @@ def test_measures_of_constructed_images():
     assert halves.blue_std == pytest.approx(np.std([0.0, 1.0] * 512, ddof=1), rel=1e-3)
     assert [row.near_constant for row in (plain, colour, checks, halves)] == [1, 1, 0, 0]
     assert [row.near_grey for row in (plain, colour, checks, halves)] == [1, 0, 1, 1]
+
+
+def test_measures_of_pictures_against_matplotlib_and_scipy():
+    images = photographs(30, seed=12)
+    x, found = images.permute(0, 2, 3, 1).double().numpy() / 255, measures(images)
+    np.testing.assert_allclose(found.saturation, rgb_to_hsv(x)[..., 1].mean((1, 2)), atol=1e-6)
+    grey = x @ [0.299, 0.587, 0.114]
+    laplacian = [ndimage.laplace(each)[1:-1, 1:-1].var(ddof=1) for each in grey]
+    np.testing.assert_allclose(found.sharpness, laplacian, rtol=1e-4)
+    steps = np.abs(np.diff(x, axis=2)).mean((1, 3))  # [image, step from column i to i + 1]
+    at = np.isin(np.arange(31), (7, 15, 23))
+    blocks = (steps[:, at].mean(1) + 1e-3) / (steps[:, ~at].mean(1) + 1e-3)
+    np.testing.assert_allclose(found.blocks, blocks, rtol=1e-4)
+
+
+def test_the_bounds_of_near_grey_and_near_constant():
+    tinted = torch.stack([grey(100, 1)[0] for _ in range(4)])
+    for image, chroma in enumerate((3, 5, 3, 5)):
+        tinted[image, image // 2] += chroma
+    assert measures(tinted).near_grey.tolist() == [1, 0, 1, 0]
+    waves = torch.ones(3, 32, 32) * torch.tensor([1.0, -1.0]).repeat(16)  # its contrast is its height
+    images = torch.stack([128 + height * waves for height in (12, 13, 14)]).byte()  # 0.05 of 255 is 12.75
+    assert measures(images).near_constant.tolist() == [1, 0, 0]
 
 
 def test_letter_boxes_are_bars_at_two_opposite_edges():
@@ -193,6 +217,16 @@ def test_the_spectrums_interval_is_scipys_bootstrap():
     assert (np.abs(table.high - drawn.confidence_interval.high) < 0.06 * width).all()
 
 
+def test_the_power_of_a_ring_is_the_mean_of_scipys_periodograms_in_it():
+    images = photographs(4, seed=13)
+    x = images.permute(0, 2, 3, 1).double().numpy() / 255 @ [0.299, 0.587, 0.114]
+    window = np.outer(*[signal.windows.hann(32, sym=False)] * 2)
+    power = np.abs(fft.fft2((x - x.mean((1, 2), keepdims=True)) * window)) ** 2 / (window**2).sum()
+    ring = np.rint(np.hypot(*np.meshgrid(*[32 * fft.fftfreq(32)] * 2)))
+    theirs = [[each[ring == radius].mean() for radius in range(1, 17)] for each in power]
+    np.testing.assert_allclose(shift._ring_power(images), theirs, rtol=1e-3)
+
+
 def test_a_frequency_is_counted_in_whole_rings_across_a_wide_image():
     """Cycles across the width; a wave that runs up and down a lower image has as many a pixel, and so its ring."""
     wave = (128 + 100 * torch.sin(2 * torch.pi * torch.arange(64) / 8)).byte()
@@ -225,7 +259,7 @@ def test_the_smallest_sets_that_are_taken_can_be_told_apart():
 def test_kinds_that_no_row_explains_are_given_as_they_are_taken(finder):
     """A kind that the trees never answered on what filled the confusion, and do answer now."""
     confusion = finder.confusion.assign(clean=0.0, fog=finder.confusion.fog + finder.confusion.clean)
-    all_clean = SimpleNamespace(classes_=finder.model.classes_, predict=lambda x: np.zeros(len(x), int))
+    all_clean = SimpleNamespace(**known(finder), predict=lambda x: np.zeros(len(x), int))
     found = shift.KindFinder(all_clean, confusion, finder.tested).shares(photographs(40, seed=9), resamples=20)
     assert found.share["clean"] == 1.0 and found.notna().all(axis=None)
 
@@ -257,6 +291,11 @@ def test_the_auc_and_its_interval_are_scikit_learns(monkeypatch):
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.02)
 
 
+def known(finder) -> dict:
+    """What trees with other answers must have of those that they stand for."""
+    return {name: getattr(finder.model, name) for name in ("classes_", "n_features_in_")}
+
+
 @pytest.fixture(scope="module")
 def finder():
     return shift.learn_kinds(photographs(300, seed=2), count=60)
@@ -285,6 +324,11 @@ def test_a_known_mix_is_found_again(finder):
     pd.testing.assert_frame_equal(table, finder.shares(mix))
 
 
+def test_images_of_another_size_than_those_that_taught_are_refused(finder):
+    with pytest.raises(CourseError, match=r"\[60, 3, 32, 20\]: expected the size of those that taught"):
+        finder.shares(IMAGES[..., :20])
+
+
 def test_a_perfect_confusion_corrects_nothing(finder):
     names = list(finder.confusion)
     sure = shift.KindFinder(finder.model, pd.DataFrame(np.eye(len(names)), names, names), finder.tested)
@@ -295,7 +339,7 @@ def test_a_perfect_confusion_corrects_nothing(finder):
 def test_the_interval_of_a_share_holds_the_luck_of_both_draws(finder):
     """Of a kind that half of the images are taken for: binomial, over these images and over those of the confusion."""
     names = list(finder.confusion)
-    half = SimpleNamespace(classes_=finder.model.classes_, predict=lambda x: np.arange(len(x)) % 2)
+    half = SimpleNamespace(**known(finder), predict=lambda x: np.arange(len(x)) % 2)
     sure = pd.DataFrame(np.eye(len(names)), names, names)
     blurry = sure.copy()
     blurry.loc["clean", names[:2]] = 0.9, 0.1  # a tenth of the clean images is taken for the first kind
@@ -424,6 +468,7 @@ def test_known_twins_in_cifar10_are_found():
         (lambda: shift.measures(IMAGES.float()), "torch.float32"),
         (lambda: shift.near_duplicates(IMAGES, IMAGES.numpy()), "ndarray"),
         (lambda: shift.near_duplicates(IMAGES, IMAGES[:0]), "60 and 0 images"),
+        (lambda: shift.told_apart(IMAGES, IMAGES[..., :20]), r"\[60, 3, 32, 20\]: expected both sets of one size"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(call, says):

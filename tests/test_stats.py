@@ -156,6 +156,12 @@ def test_mcnemar_by_pencil_and_without_disagreement():
         stats.checkpoints({"a": np.zeros(0, bool), "b": np.zeros(0, bool)})
 
 
+def test_a_run_given_twice_is_named():
+    runs = table(a=[0.5, 0.6], b=[0.6, 0.7])
+    with pytest.raises(CourseError, match="Two rows have one recipe and seed"):
+        stats.steps(pd.concat([runs, runs]), "ab")
+
+
 def test_an_empty_store_has_no_means():
     assert stats.over_seeds(pd.DataFrame()).empty
 

@@ -220,7 +220,7 @@ def test_a_varied_field_is_set_against_the_base(tmp_path):
 
 
 def test_markers_without_a_table_or_figure_behind_them_are_refused():
-    for kind, name in (("table", "ladder"), ("figure", "figure_9")):
+    for kind, name in (("table", "ladder"), ("figure", "figure_9"), ("figure", "ladder")):
         with pytest.raises(CourseError, match=f"There is no {kind} '{name}' .*: expected one of "):
             tables.fill(f"<!-- {kind}: {name} -->\nold\n<!-- end -->\n")
     text = "before\n<!-- figure: figure_3_loss -->\nold\n<!-- end -->\nafter"

@@ -438,6 +438,8 @@ def test_without_cifar10_nothing_but_the_quick_profile_trains(without_cifar10):
 def test_another_number_of_images_is_refused(stand_in, tiny, tmp_path):
     with pytest.raises(CourseError, match=r"train_size=150 and got 200"):
         fit(tiny.but(train_size=150), stand_in, tmp_path / "run")
+    with pytest.raises(CourseError, match=rf"val_size=30 and got {tiny.val_size} images"):
+        fit(tiny.but(val_size=30), stand_in, tmp_path / "other")
 
 
 # --------------------------------------------------------------------------------------------------- a whole run

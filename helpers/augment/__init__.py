@@ -132,7 +132,12 @@ class Augment:
             raise CourseError(f"There is no augmentation stage {stage!r}; choose one of {', '.join(STAGES)}.")
         if policy not in policies.POLICIES:
             raise CourseError(f"There is no policy {policy!r}; choose one of {', '.join(policies.POLICIES)}.")
-        if not (len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
+        threes = all(
+            isinstance(each, list | tuple) and len(each) == 3
+            and all(isinstance(value, int | float) and math.isfinite(value) for value in each)
+            for each in (mean, std)
+        )  # fmt: skip
+        if not threes or min(std) <= 0:
             raise CourseError(f"mean and std must be three numbers each, std positive, but got {mean} and {std}.")
         self.stage, self.policy, self.settings = stage, policy, settings
         scale, shift = (1 / (255 * s) for s in std), (-m / s for m, s in zip(mean, std, strict=True))
@@ -166,8 +171,10 @@ class Augment:
         Raises CourseError for images of another dtype or shape and for a generator of another device.
         """
         ops.check_images(images)
-        if generator is not None and generator.device.type != images.device.type:
-            raise CourseError(f"The generator must be on {images.device} like the images, not on {generator.device}.")
+        known = isinstance(generator, torch.Generator)
+        if generator is not None and not (known and generator.device.type == images.device.type):
+            got = f"one on {generator.device}" if known else f"a {type(generator).__name__}"
+            raise CourseError(f"The generator must be a torch.Generator on {images.device} like the images, not {got}.")
         size = (images.shape[2], images.shape[3])
         with torch.inference_mode():  # hundreds of small calls take a seventh less time without autograd's part in each
             drawn = self.draw(len(images), size, generator, images.device)

@@ -24,7 +24,8 @@ def distort(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
     generator of its own, seeded by kind, seed and place in the batch: they are the same on every device, at every
     severity and whatever the other images are, and no global random state is touched. Values are rounded to whole
     levels (the published files cut them off). `frost` is a drawn texture, not comparable with the published
-    photographs, and the water of `spatter` is simpler. Raises CourseError for another kind, severity, type or shape.
+    photographs, and the water of `spatter` is simpler. `zoom_blur` takes (H W) squared numbers: made for small images.
+    Raises CourseError for another kind, severity, type or shape.
     """
     if kind not in KINDS:
         raise CourseError(f"There is no distortion {kind!r}: expected one of {', '.join(KINDS)}.")
@@ -60,7 +61,7 @@ def write_cifar10c(
     [N, 3, 32, 32] and labels [N]. These are our corruptions of the images given, not the published files.
     """
     _check_pairs(images, labels)
-    for kind in kinds:
+    for kind in (kinds := list(kinds)):
         distort(images[:0], kind, 1)  # a slip of the pen is refused before anything is written
 
     def save(name: str, array: np.ndarray) -> None:
@@ -112,9 +113,10 @@ def write_competition_like(path: str | Path, images: Tensor, labels: Tensor, see
 
 def _check_pairs(images: Tensor, labels: Tensor) -> None:
     checked(images)
-    if images.shape[2:] != (32, 32) or len(labels) != len(images):
+    given = list(labels.shape) if isinstance(labels, Tensor) else f"a {type(labels).__name__} of"
+    if images.shape[2:] != (32, 32) or given != [len(images)]:
         raise CourseError(
-            f"Got images {list(images.shape)} and {len(labels):,} labels: expected [N, 3, 32, 32] and a label for each."
+            f"Got images {list(images.shape)} and {given} labels: expected [N, 3, 32, 32] and a tensor of N labels."
         )
 
 
