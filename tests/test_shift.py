@@ -73,6 +73,16 @@ def test_measures_of_pictures_against_matplotlib_and_scipy():
     np.testing.assert_allclose(found.blocks, blocks, rtol=1e-4)
 
 
+def test_a_bar_may_differ_by_seven_levels_and_what_follows_must_by_seventeen():
+    images = torch.stack([photographs(1, seed=1)[0]] * 4)
+    images[:, :, 3:-3] = 200  # within the bars a plain image: its first row decides
+    for edge in (slice(0, 3), slice(-3, None)):
+        images[:, :, edge] = 100
+        images[0, :, edge, ::2], images[1, :, edge, ::2] = 107, 109
+    images[2, :, 3:-3], images[3, :, 3:-3] = 117, 116
+    assert measures(images).letter_boxed.tolist() == [1, 0, 1, 0]
+
+
 def test_the_bounds_of_near_grey_and_near_constant():
     tinted = torch.stack([grey(100, 1)[0] for _ in range(4)])
     for image, chroma in enumerate((3, 5, 3, 5)):
@@ -398,6 +408,15 @@ def test_copies_are_found_and_unrelated_images_are_not():
     assert furthest["the same"] == pytest.approx(0, abs=1e-4) and furthest["brighter"] < 0.01
     mirrored = by_kind.mirrored.all().set_axis(list(copies))
     assert [name for name in copies if mirrored[name]] == ["mirrored", "mirrored, shifted, darker"]
+
+
+@pytest.mark.parametrize("size", [(37, 37), (42, 42), (37, 32), (32, 37)])
+def test_an_enlarged_copy_is_found_whichever_set_it_is_in(size):
+    originals = photographs(20, seed=14)
+    enlarged = center_crop(resize(originals.float(), size), [32, 32]).clamp(0, 255).byte()
+    for a, b in ((originals, enlarged), (enlarged, originals)):
+        for i in range(20):  # one by one: whether it is among the likest two of many is another question
+            assert len(shift.near_duplicates(a[i : i + 1], b[i : i + 1])) == 1
 
 
 def test_the_distance_is_that_of_numpys_correlation():
