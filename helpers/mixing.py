@@ -7,6 +7,7 @@ and 2. The paper of this course uses Mixup and leaves alpha open. Nothing here w
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -118,7 +119,7 @@ def _off(images: Tensor, targets: Tensor, alpha: float) -> bool:
         raise CourseError(f"Mixing takes float images [B, C, H, W], but got {_seen(images)}.")
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
         raise CourseError(f"Mixing takes targets int64 [{len(images)}], one per image, but got {_seen(targets)}.")
-    if not isinstance(alpha, int | float) or not (alpha == 0 or LEAST_ALPHA <= alpha < math.inf):
+    if not isinstance(alpha, Real) or not (alpha == 0 or LEAST_ALPHA <= alpha < math.inf):
         raise CourseError(f"alpha must be 0 for no mixing, or a number of at least {LEAST_ALPHA}, but got {alpha}.")
     return alpha == 0 or len(images) == 0
 

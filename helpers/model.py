@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class SEBlock(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()
-        if not isinstance(reduction, int) or reduction < 1 or channels % reduction:
+        if not isinstance(reduction, Integral) or reduction < 1 or channels % reduction:
             raise CourseError(
                 f"A reduction of {reduction} does not divide {channels} channels: choose a divisor, "
                 "such as 2, 4, 8 or 16, that divides the width of every stage."
@@ -123,7 +124,7 @@ class SEResNet(nn.Module):
     ):
         super().__init__()
         whole = isinstance(blocks, Sequence) and all(
-            isinstance(n, int) for n in (*blocks, width, reduction, num_classes)
+            isinstance(n, Integral) for n in (*blocks, width, reduction, num_classes)
         )
         if not whole or not 1 <= len(blocks) <= 4 or min(blocks) < 1:
             raise CourseError(

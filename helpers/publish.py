@@ -26,7 +26,8 @@ def publish(run_dir: str | Path, path: str | Path, stand_in: bool = False) -> ru
 
     The metadata holds a JSON text for each entry of run.json: recipe, metrics, test ...; the test is that of the
     rounded weights. Returns the run as `runs.read(path)` gives it. Raises CourseError for a run that is not tested, for
-    weights that rounding changes by more than a hair, for more than 10 MiB, and for a stand-in run below data/.
+    weights that rounding changes by more than a hair, for more than 10 MiB, for the name of a run's own weights, and
+    for a stand-in run below data/.
     """
     run, path = runs.read(run_dir), Path(path)
     if "test" not in run.record:

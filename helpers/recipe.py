@@ -220,13 +220,15 @@ def get(name: str, **changes: Any) -> Recipe:
 def named(name: str, base: str) -> list[Recipe]:
     """The recipes of a sweep on a base, or the one recipe of that name."""
     if name in SWEEPS:
+        start = get(base)
         try:
-            made = SWEEPS[name](get(base))
+            made = SWEEPS[name](start)
+            if unknown := [rung.name for rung in made if rung.name not in RECIPES and _variant(rung.name) is None]:
+                raise CourseError(f"there is no recipe {unknown[0]}")
         except CourseError as error:
-            raise CourseError(f"The sweep {name} cannot be made on {base} ({error}): choose another --base.") from error
-        if unknown := [rung.name for rung in made if rung.name not in RECIPES and _variant(rung.name) is None]:
-            raise CourseError(f"The sweep {name} cannot be made on {base} (there is no recipe {unknown[0]}): choose "
-                              "another --base, such as quick, reduced, laptop or paper.")  # fmt: skip
+            reason = str(error).rstrip(".")
+            raise CourseError(f"The sweep {name} cannot be made on {base} ({reason}): choose another --base, such as "
+                              "reduced or paper.") from error  # fmt: skip
         return made
     try:
         return [get(name)]

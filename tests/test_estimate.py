@@ -141,7 +141,7 @@ def test_the_interval_holds_the_luck_of_validation_too():
     trials = table({"a": [0.0], "b": [0.0]}).assign(method="DoC")
     (row,) = estimate.estimate(val, labels, val[:, :50], trials).itertuples()
     right = (val[0].argmax(1) == labels).numpy().astype(float)
-    theirs = bootstrap((right,), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    theirs = bootstrap((right,), np.mean, method="percentile", random_state=1).confidence_interval
     assert row.predicted == pytest.approx(0.75) and (row.low, row.high) == pytest.approx(tuple(theirs), abs=0.026)
 
 

@@ -306,6 +306,7 @@ def test_without_a_run_the_figures_say_so(tmp_path):
 
 def test_of_a_ladder_that_nobody_climbed_there_is_no_figure():
     table = runs.current(runs.load())
+    table = table[table.recipe.str.startswith("quick")]
     for draw, base in ((figures.ladder, "beyond"), (figures.climb, "paper"), (figures.epochs, "paper")):
         with pytest.raises(CourseError, match=f"Nothing of the .* on {base} is in this table: train it first"):
             draw(table, recipe.RECIPES[base])

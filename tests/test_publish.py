@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from statsmodels.stats.proportion import proportion_confint
 
 from helpers import data, evaluate, publish, recipe, runs
+from helpers.model import count_parameters
 from helpers.runtime import ROOT, CourseError, percent
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_cifar10")
@@ -109,6 +110,7 @@ def test_a_published_file_is_read_whatever_it_is_called(tested, tmp_path):
     publish.publish(tested.path, tmp_path / "one.safetensors", stand_in=True)
     alone = (tmp_path / "one.safetensors").rename(tmp_path / runs.WEIGHTS)
     assert runs.read(alone).path == alone and runs.read(alone).label == tested.label
+    assert count_parameters(evaluate.load_model(runs.read(alone))) == tested.record["parameters"]
     assert runs.read(tested.path / runs.WEIGHTS).path == tested.path, "a run's own means its folder"
 
 

@@ -147,7 +147,7 @@ def test_shift_agrees_with_scipy_and_counts_in_the_references_spread():
         gap, unit = b[name].mean() - a[name].mean(), a[name].std(ddof=1)
         assert table.difference[name] == pytest.approx(gap / unit)
         drawn = stats.bootstrap((a[name], b[name]), lambda x, y, axis: y.mean(axis) - x.mean(axis), method="percentile",
-                                n_resamples=4_000, rng=np.random.default_rng(1))  # fmt: skip
+                                n_resamples=4_000, random_state=1)  # fmt: skip
         low, high = np.array(drawn.confidence_interval) / unit
         assert table.loc[name, ["low", "high"]].to_numpy(float) == pytest.approx([low, high], abs=0.06 * (high - low))
     again = shift.shift(IMAGES[:30], IMAGES[30:], resamples=4_000)
@@ -221,7 +221,7 @@ def test_a_wave_stands_out_at_its_frequency(cycles):
 
 def test_the_spectrums_interval_is_scipys_bootstrap():
     table, power = shift.spectrum(IMAGES, resamples=4_000), shift._ring_power(IMAGES).double().numpy()
-    drawn = stats.bootstrap((power,), np.mean, method="percentile", n_resamples=4_000, rng=np.random.default_rng(1))
+    drawn = stats.bootstrap((power,), np.mean, method="percentile", n_resamples=4_000, random_state=1)
     width = drawn.confidence_interval.high - drawn.confidence_interval.low
     assert (np.abs(table.low - drawn.confidence_interval.low) < 0.06 * width).all()
     assert (np.abs(table.high - drawn.confidence_interval.high) < 0.06 * width).all()

@@ -132,12 +132,11 @@ class Augment:
             raise CourseError(f"There is no augmentation stage {stage!r}; choose one of {', '.join(STAGES)}.")
         if policy not in policies.POLICIES:
             raise CourseError(f"There is no policy {policy!r}; choose one of {', '.join(policies.POLICIES)}.")
-        threes = all(
-            isinstance(each, list | tuple) and len(each) == 3
-            and all(isinstance(value, int | float) and math.isfinite(value) for value in each)
-            for each in (mean, std)
-        )  # fmt: skip
-        if not threes or min(std) <= 0:
+        try:
+            fits = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+        except TypeError:  # not numbers, or one alone
+            fits = False
+        if not fits:
             raise CourseError(f"mean and std must be three numbers each, std positive, but got {mean} and {std}.")
         self.stage, self.policy, self.settings = stage, policy, settings
         scale, shift = (1 / (255 * s) for s in std), (-m / s for m, s in zip(mean, std, strict=True))
