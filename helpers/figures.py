@@ -70,8 +70,9 @@ ALT = {
 def alt(name: str) -> str:
     """The words for a figure by its file's name without .png; "" for a name that no figure has."""
     family, _, member = name.partition("_")
-    several = family in (*LADDERS, "epochs", "varied")  # which want a member
-    return ALT.get(family, "") if several and member else "" if several else ALT.get(name, "")
+    if family in (*LADDERS, "epochs", "varied"):  # of which there are several
+        name = family if member else ""
+    return ALT.get(name, "")
 
 
 def main_run(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.augment.families import constant, outside
+from helpers.augment.ops import seen
 from helpers.runtime import CourseError
 
 LEAST_ALPHA = 0.01  # below it both gammas behind a Beta underflow float64, and lambda comes out as 1/2
@@ -116,16 +117,12 @@ def mixed_correct(logits: Tensor, mixed: Mixed) -> Tensor:
 def _off(images: Tensor, targets: Tensor, alpha: float) -> bool:
     """Whether there is nothing to mix, once the arguments are what they should be."""
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-        raise CourseError(f"Mixing takes float images [B, C, H, W], but got {_seen(images)}.")
+        raise CourseError(f"Mixing takes float images [B, C, H, W], but got {seen(images)}.")
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
-        raise CourseError(f"Mixing takes targets int64 [{len(images)}], one per image, but got {_seen(targets)}.")
+        raise CourseError(f"Mixing takes targets int64 [{len(images)}], one per image, but got {seen(targets)}.")
     if not isinstance(alpha, Real) or not (alpha == 0 or LEAST_ALPHA <= alpha < math.inf):
         raise CourseError(f"alpha must be 0 for no mixing, or a number of at least {LEAST_ALPHA}, but got {alpha}.")
     return alpha == 0 or len(images) == 0
-
-
-def _seen(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _blend(images: Tensor, targets: Tensor, lam: Tensor, keep: Tensor, generator: torch.Generator | None) -> Mixed:

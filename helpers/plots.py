@@ -191,10 +191,10 @@ def walk(model: nn.Module, size: int = 32) -> pd.DataFrame:
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            first = {"BasicBlock": "conv1", "Sequential": "0"}.get(type(module).__name__)  # of a block, of the stem
+            conv = module.conv1 if isinstance(module, BasicBlock) else module[0] if name == "stem" else None
             rows.append({
                 "name": name, "kind": type(module).__name__ if name != "stem" else "Stem",
-                "shape": tuple(output.shape[1:]), "stride": module.get_submodule(first).stride[0] if first else 1,
+                "shape": tuple(output.shape[1:]), "stride": conv.stride[0] if conv else 1,
                 "parameters": count_parameters(module),
                 "projects": isinstance(module, BasicBlock) and not isinstance(module.downsample, nn.Identity),
             })  # fmt: skip

@@ -571,7 +571,7 @@ def test_what_does_not_hold_is_named_in_one_sentence(arguments, names):
 
 def test_our_cifar10c_has_the_published_layout(tmp_path):
     kinds = ("contrast", "shot_noise")
-    write_cifar10c(tmp_path / "ours", IMAGES, LABELS, kinds, seed=4)
+    write_cifar10c(tmp_path / "ours", IMAGES, LABELS, (kind for kind in kinds), seed=4)
     assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == ["contrast.npy", "labels.npy", "shot_noise.npy"]
     raw = np.load(tmp_path / "ours" / "contrast.npy"), np.load(tmp_path / "ours" / "labels.npy")
     assert [(a.dtype, a.shape) for a in raw] == [(np.uint8, (300, 32, 32, 3)), (np.uint8, (300,))]

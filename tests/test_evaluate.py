@@ -45,6 +45,11 @@ def test_the_accuracy_interval_is_scipys_wilson(count, share):
     assert ours.low == pytest.approx(theirs.low, abs=1e-9) and ours.high == pytest.approx(theirs.high, abs=1e-9)
 
 
+def test_of_no_images_there_is_no_accuracy():
+    with pytest.raises(CourseError, match="no images to count on"):
+        evaluate.accuracy(torch.zeros(0, 10), torch.zeros(0, dtype=torch.int64))
+
+
 def test_an_accuracy_reads_as_per_cent():
     assert str(evaluate.Accuracy(0.9594, 0.9553, 0.9631, 10_000)) == "95.94 % [95.53, 96.31]"
 

@@ -114,6 +114,14 @@ def test_a_folder_of_images(tmp_path):
         assert np.array_equal(images[7].permute(1, 2, 0).numpy(), np.asarray(picture))
 
 
+def test_grey_pictures_with_and_without_transparency_are_read_as_grey(tmp_path):
+    levels = PICTURES[0, :, :, 0]
+    save(levels, tmp_path / "grey.png")
+    save(np.stack((levels, 255 - levels), 2), tmp_path / "see-through.png")  # mode LA
+    images = data.load_shifted(tmp_path)[0]
+    assert np.array_equal(images.numpy(), np.broadcast_to(levels, (2, 3, 32, 32)))
+
+
 def test_folders_named_as_classes_give_labels(tmp_path):
     for name, i in (("dog", 1), ("cat", 1), ("cat", 2)):
         save(PICTURES[i], tmp_path / "by_class" / name / f"{i}.png")

@@ -70,13 +70,18 @@ def check_images(images: Tensor) -> None:
         raise CourseError(f"Images must have the shape [B, 3, H, W], H and W at least 2, but got {list(images.shape)}.")
 
 
+def seen(value: object) -> str:
+    """What somebody gave, for a sentence that refuses it: a tensor's dtype and shape, of anything else the type."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def _checked(name: str, images: Tensor, magnitude: Tensor, low: float = -1e6, high: float = 1e6) -> Tensor:
     """The magnitude as float32 [B], once images and magnitude are what an operation expects."""
     check_images(images)
     if not isinstance(magnitude, Tensor) or magnitude.shape != images.shape[:1] or magnitude.is_complex():
-        tensor = isinstance(magnitude, Tensor)
-        got = f"{magnitude.dtype} {list(magnitude.shape)}" if tensor else f"a {type(magnitude).__name__}"
-        raise CourseError(f"The magnitude of {name} must be real, [{len(images)}], one per image, but got {got}.")
+        raise CourseError(
+            f"The magnitude of {name} must be real, [{len(images)}], one per image, but got {seen(magnitude)}."
+        )
     if magnitude.device != images.device:
         raise CourseError(f"The magnitude of {name} must be on {images.device}, not {magnitude.device}.")
     # Written so that NaN fails too.
