@@ -33,6 +33,8 @@ TIERS = ("gpu", "cpu", "quick")
 # kind -> the rungs on a base, in their order
 LADDERS = {"ladder": recipe.ladder, "climb": recipe.climb, "approach": recipe.approach}
 
+_DOTS = ": dots are means over seeds, bars their 95 % intervals; a second panel, if any, counts distorted images"
+
 # What to see in each figure, in words: for the README, and wherever else one is shown. Of ladders and of varied fields
 # there are several: ladder_<recipe>, climb_<recipe>, approach_<recipe>, epochs_<recipe> and varied_<field>.
 ALT = {
@@ -44,20 +46,15 @@ ALT = {
     "from the lowest to the highest)",
     "figure_4_validation_accuracy": "Validation accuracy over optimiser steps, on the images as they are and on "
     f"augmented ones, with the paper's final {percent(PAPER_VAL_ACCURACY)} on augmented ones as a dotted level",
-    "ladder": "Test accuracy of each rung of the augmentation ladder: a dot for the mean over seeds with its 95 % "
-    "interval, without augmentation at the top, with everything and Mixup at the bottom; where distorted images were "
-    "counted too, in a second panel",
-    "climb": "Test accuracy of each rung of a climb from the paper's augmentation to what a short schedule is best "
-    "served with: a dot for the mean over seeds with its 95 % interval, the first rung at the top; where distorted "
-    "images were counted too, in a second panel",
-    "approach": "Test accuracy of each rung from the paper's augmentation to that of beyond: a dot for the mean over "
-    "seeds with its 95 % interval, the first rung at the top; where distorted images were counted too, in a second "
-    "panel",
-    "varied": "Test accuracy for each value of one field of a recipe, all else being equal: a dot for the mean over "
-    "seeds with its 95 % interval, the smallest value at the top; where distorted images were counted too, in a second "
-    "panel",
+    "ladder": "Test accuracy of each rung of the augmentation ladder, from no augmentation at the top to everything "
+    "with Mixup at the bottom" + _DOTS,
+    "climb": "Test accuracy of each rung of a climb from the paper's augmentation, at the top, to what a short "
+    "schedule is best served with" + _DOTS,
+    "approach": "Test accuracy of each rung from the paper's augmentation, at the top, to that of beyond" + _DOTS,
+    "varied": "Test accuracy for each value of one field of a recipe, the smallest at the top, all else being equal"
+    + _DOTS,
     "epochs": "Test accuracy over the epochs of the schedule, on a scale that doubles: a line for each rung of the "
-    "augmentation ladder, with 95 % intervals; where distorted images were counted too, in a second panel",
+    "augmentation ladder, with 95 % intervals; a second panel, if any, counts distorted images",
     "kind_severity": "A heat map of the test accuracy under each kind of distortion, a row each, at growing severity "
     "from left to right",
     "predicted_accuracy": "Accuracy predicted without labels against the true one, a panel a method, a point a "
