@@ -23,8 +23,8 @@ setup: .venv/installed      ## make .venv with everything the course needs
 reproduce: .venv/installed  ## run every notebook end to end into out/<profile>/ (PROFILE=quick | recorded | paper)
 	$(COURSE) reproduce --profile $(PROFILE)
 
-# Two files at a time, each on one thread: two times two threads wait for each other longer than they work. In their
-# order: by default those with few tests come last, and of these are the longest, so that one worker would wait.
+# Two files at a time, one thread each: two threads each would be slower on two cores. In the order of the files: by
+# default xdist starts files with few tests last, and the longest of these would run alone at the end.
 test: .venv/installed       ## the whole test suite: units, notebooks, figures, faults
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -165,7 +165,7 @@ def test_ctrl_c_ends_the_script_whatever_it_is_at(tmp_path):
 
 
 def test_every_recipe_of_the_script_takes_the_options_of_the_rehearsal():
-    rehearsal = re.search(r"scripts/gpu((?: --set \w+=\d+)+)", (ROOT / "README.md").read_text())[1]
+    rehearsal = re.search(r"scripts/gpu((?: --set \w+=\d+)+)", (ROOT / "scripts" / "README.md").read_text())[1]
     options = {name: int(value) for name, value in re.findall(r"--set (\w+)=(\d+)", rehearsal)}
     paper = recipe.get("paper")
     rungs = [rung.name for sweep in ("ladder", "mixup", "strength") for rung in recipe.SWEEPS[sweep](paper)]

@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from test_figures import QUICK, record
 
 from helpers import figures, recipe, runs, stats, tables
-from helpers.runtime import CourseError, percent
+from helpers.runtime import ROOT, CourseError, percent
 
 PAGES = {path: path.read_text() for path in tables.PAGES}
 
@@ -30,9 +30,9 @@ def test_the_pages_are_what_the_store_makes_of_them():
 
 
 def test_every_published_figure_is_on_the_page_beside_it_and_no_link_is_broken():
-    for path, text in PAGES.items():
-        links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
-        assert links and [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md")):
+        links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
+        assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
     shown = set(re.findall(r"!\[[^\]]+\]\((\w+\.png)\)", PAGES[figures.FIGURES / "README.md"]))
     assert shown == {path.name for path in figures.FIGURES.glob("*.png")}
 
