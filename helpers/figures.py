@@ -51,8 +51,7 @@ ALT = {
     "climb": "Test accuracy of each rung of a climb from the paper's augmentation, at the top, to what a short "
     "schedule is best served with" + _DOTS,
     "approach": "Test accuracy of each rung from the paper's augmentation, at the top, to that of beyond" + _DOTS,
-    "varied": "Test accuracy for each value of one field of a recipe, the smallest at the top, all else being equal"
-    + _DOTS,
+    "varied": "Test accuracy with one setting of a recipe changed at a time, all else being equal" + _DOTS,
     "epochs": "Test accuracy over the epochs of the schedule, on a scale that doubles: a line for each rung of the "
     "augmentation ladder, with 95 % intervals; a second panel, if any, counts distorted images",
     "kind_severity": "A heat map of the test accuracy under each kind of distortion, a row each, at growing severity "
