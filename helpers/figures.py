@@ -275,8 +275,9 @@ def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame
     if not (own := table.recipe == base).any():
         return table[:0]
     others = table.assign(**scaled.get(field, {}))[[name for name in names if name != field]]
-    alike = [column.map(str) == str(column[own].iloc[0]) for _, column in others.items()]
-    rows = table[np.logical_and.reduce(alike)]
+    texts = [tuple(map(str, row)) for row in others.itertuples(index=False)]  # some values are lists
+    like = texts[own.argmax()]
+    rows = table[[text == like for text in texts]]
     words = rows[field].map(lambda value: _words(field, value))
     for other in scaled.get(field, {}):
         own = rows[other] == rows[other][rows.recipe == base].iloc[0]
