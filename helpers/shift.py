@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 from scipy.stats import ks_2samp
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from helpers.distort import KINDS, SEVERITIES, checked, distort
@@ -187,7 +188,8 @@ def told_apart(a: Tensor, b: Tensor, resamples: int = 1_000, seed: int = 0) -> A
         raise CourseError(f"Got images {list(a.shape)} and {list(b.shape)}: expected both sets of one size.")
     x, y = np.concatenate((_features(a), _features(b))), np.repeat((0, 1), (len(a), len(b)))
     folds = list(StratifiedKFold(5, shuffle=True, random_state=seed).split(x, y))
-    scores = cross_val_predict(_trees(seed), x, y, cv=folds, method="predict_proba")[:, 1]
+    with _one_thread():
+        scores = cross_val_predict(_trees(seed), x, y, cv=folds, method="predict_proba")[:, 1]
     for _, fold in folds:  # the scores of one fold's trees are not those of another's: compare by rank within each
         scores[fold] = pd.Series(scores[fold]).rank(pct=True)
     places, place = np.unique(scores, return_inverse=True)
@@ -200,6 +202,12 @@ def told_apart(a: Tensor, b: Tensor, resamples: int = 1_000, seed: int = 0) -> A
     first, second = place[: len(a)], place[len(a) :]
     drawn = [auc(rng.choice(first, len(first)), rng.choice(second, len(second))) for _ in range(resamples)]
     return Apart(auc(first, second), *map(float, np.quantile(drawn, (0.025, 0.975))))
+
+
+def _one_thread() -> threadpool_limits:
+    """For the trees: their threads wait for each other at every cut, and where another program has one of the cores
+    several take two to three times as long as one; alone on two cores they would save a third."""
+    return threadpool_limits(1, user_api="openmp")
 
 
 def _trees(seed: int) -> HistGradientBoostingClassifier:
@@ -270,7 +278,8 @@ class KindFinder:
         if (features := _features(images)).shape[1] != self.model.n_features_in_:
             raise CourseError(f"Got images {list(images.shape)}: expected the size of those that taught the kinds.")
         rng, names = np.random.default_rng(seed), list(self.confusion)
-        found = np.searchsorted(self.model.classes_, self.model.predict(features))
+        with _one_thread():
+            found = np.searchsorted(self.model.classes_, self.model.predict(features))
         taken = np.bincount(found, minlength=len(names)) / len(found)
         rows = self.confusion.to_numpy()
 
@@ -315,9 +324,12 @@ def learn_kinds(clean: Tensor, count: int = 1_000, seed: int = 0) -> KindFinder:
             parts.append(_features(images))
         return np.concatenate(parts), np.repeat(np.arange(len(names)), count)
 
-    model = _trees(seed).fit(*examples(learn, count, 1))
-    x, y = examples(test, count // 2, 2)
-    confusion = pd.crosstab(y, model.predict(x), normalize="index").reindex(columns=range(len(names)), fill_value=0.0)
+    x, y = examples(learn, count, 1)
+    tried, truth = examples(test, count // 2, 2)
+    with _one_thread():
+        model = _trees(seed).fit(x, y)
+        taken = model.predict(tried)
+    confusion = pd.crosstab(truth, taken, normalize="index").reindex(columns=range(len(names)), fill_value=0.0)
     return KindFinder(model, pd.DataFrame(confusion.to_numpy(), names, names), count // 2)
 
 

@@ -7,6 +7,7 @@ import platform
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 
-from helpers import assess, data, distort, evaluate, runs, runtime
+from helpers import assess, data, distort, evaluate, plots, runs, runtime
 from helpers.augment import Augment
 from helpers.runtime import CourseError, generator
 
@@ -150,6 +151,7 @@ def test_predict_leaves_the_network_as_it_was(tiny, stand_in, training, precisio
 @pytest.mark.parametrize("native", [True, False])
 def test_bfloat16_is_float32_where_it_would_be_imitated(tiny, stand_in, monkeypatch, native):
     monkeypatch.setattr(evaluate, "has_bfloat16", lambda device: native)
+    torch.manual_seed(0)
     model, images = tiny.network(), stand_in.val.images[:20]
     asked, plain = (evaluate.predict(model, images, Augment("none"), kind) for kind in ("bfloat16", "float32"))
     assert torch.equal(asked, plain) is not native
@@ -478,6 +480,8 @@ def test_distorted_images_that_were_tried_are_not_made_fewer(run, tmp_path, few,
     assess.clean(run, 20, tmp_path / "out", stand_in=True)
     before = (run.path / "shift.csv").read_bytes()
     assert "as many" not in capsys.readouterr().out
+    monkeypatch.setattr(assess, "_labelled", lambda *_: None)  # pictures, two thirds of the time, the same each time
+    monkeypatch.setattr(plots, "save", lambda figure, path: plt.close(figure))
     again = assess.clean(runs.read(run.path), 5, tmp_path / "out", stand_in=True)
     printed = capsys.readouterr().out
     assert "tried on 20 distorted images before: as many are told" in printed and "20 images each" in printed

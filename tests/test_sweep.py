@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -315,8 +316,9 @@ def test_the_measurement_takes_steps_of_every_resolution_of_a_recipe(monkeypatch
     (("ladder", "--seeds", "2"), 14), (("quick", "mixup", "--seeds", "1"), 5), (("se", "--base", "reduced"), 12),
     (("quick-dropout-0.2",), 3),
 ])  # fmt: skip
-def test_the_dry_run_on_the_command_line(tmp_path, arguments, rows):
+def test_the_dry_run_on_the_command_line(tmp_path, monkeypatch, arguments, rows):
     """Recorded runs answer for quick's network where they are of this kind of device; nothing is written."""
+    monkeypatch.setattr(jobs, "measure", partial(jobs.measure, seconds=0.1))
     shown = CliRunner().invoke(app, ["sweep", *arguments, "--dry-run", "--root", str(tmp_path)])
     assert shown.exit_code == 0, shown
     lines = shown.stdout.splitlines()

@@ -11,13 +11,12 @@ import multiprocessing
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import time
 from functools import partial
-from pathlib import Path
 
+import a_process
 import pandas as pd
 import pytest
 import timm.optim
@@ -347,11 +346,14 @@ def test_a_refining_run_goes_on_where_it_was_stopped(finished_tiny, stand_in, ti
 
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
-def test_a_compiled_step_trains_alike(stand_in, tiny):
+def test_a_compiled_step_trains_alike(stand_in, tiny, monkeypatch):
     """The same draws (the dropout's too), the same losses to rounding; validation stays eager."""
+    from torch._inductor import config
+
     losses = []
+    monkeypatch.setattr(config.cpp, "simdlen", 1)  # without vector instructions: half the time of compiling
     for compiled in (False, True):
-        trainer = train.Trainer(tiny.but(dropout=0.5, compiled=compiled), stand_in, CPU)
+        trainer = train.Trainer(tiny.but(blocks=(1,), dropout=0.5, compiled=compiled), stand_in, CPU)
         trainer.model.train()
         index = torch.arange(tiny.batch_size)
         losses.append([trainer.step(index + step, 0.02).item() for step in range(6)])
@@ -897,19 +899,6 @@ def test_asked_to_stop_in_its_last_step_a_run_is_finished_and_the_next_not_begun
 LONG = TINY.but(epochs=40)
 
 
-def _train_in_a_process(path, size_limit=None, checkpoint_seconds=0.03):
-    """What the processes below run: one fit on the images that the fixture `stand_in` draws."""
-    torch.set_num_threads(1)
-    if size_limit is not None:  # a file that grows beyond it fails to be written, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size_limit, size_limit))
-    images = data.split_train_val(data.draw_stand_in(300, seed=5), TINY.val_size, TINY.train_size)
-    (Path(path).parent / "began").touch()
-    try:
-        fit(LONG, images, Path(path), checkpoint_seconds=checkpoint_seconds)
-    except CourseError as error:
-        (Path(path).parent / "error").write_text(str(error))
-
-
 class Looks(torch.nn.Linear):
     """A network that keeps the images it is shown, and answers by their mean colour."""
 
@@ -939,10 +928,9 @@ def test_validation_looks_at_the_images_as_they_are_and_through_the_training_aug
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts real processes quickly: a server imports what takes long once, this file's packages too, and forks."""
+    """Starts real processes quickly: a server imports what takes long once, and forks."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.train", "torch._dynamo", "helpers.estimate", "helpers.plots", "hypothesis",
-                                    "pytest", "timm.optim"])  # fmt: skip
+    context.set_forkserver_preload(["helpers.train", "torch._dynamo", "pytest"])
     return context
 
 
@@ -968,7 +956,7 @@ def epochs_in(path):
 def uninterrupted(processes, tmp_path_factory):
     """The folder of LONG trained in one go in a process of its own, and the seconds it took."""
     path = tmp_path_factory.mktemp("uninterrupted") / "run"
-    process = processes.Process(target=_train_in_a_process, args=(path,))
+    process = processes.Process(target=a_process.fit, args=(LONG, path))
     process.start()
     wait_until((path.parent / "began").exists)
     began = time.monotonic()
@@ -980,7 +968,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(processes, uninte
     reference, seconds = uninterrupted
     draws, path, lengths = random.Random(20_260), tmp_path / "run", [0]
     for _ in range(20):
-        process = processes.Process(target=_train_in_a_process, args=(path,))
+        process = processes.Process(target=a_process.fit, args=(LONG, path))
         process.start()
         aim = lengths[-1] + draws.randrange(3)  # some epochs more, then anywhere within the next: far from the end
         wait_until(lambda aim=aim: epochs_in(path) >= aim)
@@ -991,7 +979,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(processes, uninte
         if lengths[-1]:  # whatever stands there is a beginning of the same run
             assert (reference / "history.csv").read_text().startswith((path / "history.csv").read_text())
     assert lengths == sorted(lengths) and 0 < lengths[-1] < LONG.epochs
-    process = processes.Process(target=_train_in_a_process, args=(path,))
+    process = processes.Process(target=a_process.fit, args=(LONG, path))
     process.start()
     assert finish(process) == 0
     assert result(path) == result(reference)
@@ -1001,7 +989,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(processes, uninte
 
 def test_a_full_disk_is_said_in_a_sentence(processes, uninterrupted, tmp_path):
     weights = (uninterrupted[0] / "best.safetensors").stat().st_size
-    process = processes.Process(target=_train_in_a_process, args=(tmp_path / "run", weights // 2))
+    process = processes.Process(target=a_process.fit, args=(LONG, tmp_path / "run", weights // 2))
     process.start()
     assert finish(process) == 0
     message = (tmp_path / "error").read_text()
@@ -1026,7 +1014,7 @@ class FullDisk:
 
 
 def test_a_disk_that_fills_at_any_write_leaves_what_was_there(stand_in, tiny, tmp_path, monkeypatch):
-    short = tiny.but(epochs=2)
+    short = tiny.but(epochs=2, batch_size=100)  # two steps an epoch
     fit(short, stand_in, tmp_path / "reference")
     for room in itertools.count():
         path = tmp_path / str(room)
@@ -1123,7 +1111,7 @@ def test_out_of_memory_names_a_batch_that_fits(stand_in, tiny, tmp_path, monkeyp
 
 
 def test_a_folder_belongs_to_one_process(processes, stand_in, tiny, tmp_path):
-    process = processes.Process(target=_train_in_a_process, args=(tmp_path / "run",))
+    process = processes.Process(target=a_process.fit, args=(LONG, tmp_path / "run"))
     process.start()
     wait_until(lambda: epochs_in(tmp_path / "run") >= 1)
     with pytest.raises(CourseError, match=r"Another process is training in .*run: wait for it"):
@@ -1137,7 +1125,7 @@ def test_a_folder_belongs_to_one_process(processes, stand_in, tiny, tmp_path):
 def test_asked_to_stop_a_run_keeps_everything(processes, uninterrupted, tmp_path, signum):
     """Twice within one epoch if it comes so: a request writes a checkpoint at once and says where it stands."""
     for aim in (3, 3, 8):
-        process = processes.Process(target=_train_in_a_process, args=(tmp_path / "run", None, 3600.0))
+        process = processes.Process(target=a_process.fit, args=(LONG, tmp_path / "run", None, 3600.0))
         process.start()
         wait_until((tmp_path / "began").exists)
         (tmp_path / "began").unlink()
@@ -1148,7 +1136,7 @@ def test_asked_to_stop_a_run_keeps_everything(processes, uninterrupted, tmp_path
         assert re.match(rf"Stopped by {signum.name} \(tiny/0 after epoch \d+\): everything is kept", message)
         state, problems = checkpoint.read(tmp_path / "run")
         assert state and not problems
-    process = processes.Process(target=_train_in_a_process, args=(tmp_path / "run", None, 3600.0))
+    process = processes.Process(target=a_process.fit, args=(LONG, tmp_path / "run", None, 3600.0))
     process.start()
     assert finish(process) == 0
     assert result(tmp_path / "run") == result(uninterrupted[0])
