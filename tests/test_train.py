@@ -353,7 +353,7 @@ def test_a_compiled_step_trains_alike(stand_in, tiny, monkeypatch):
     losses = []
     monkeypatch.setattr(config.cpp, "simdlen", 1)  # without vector instructions: half the time of compiling
     for compiled in (False, True):
-        trainer = train.Trainer(tiny.but(blocks=(1,), dropout=0.5, compiled=compiled), stand_in, CPU)
+        trainer = train.Trainer(tiny.but(dropout=0.5, compiled=compiled), stand_in, CPU)
         trainer.model.train()
         index = torch.arange(tiny.batch_size)
         losses.append([trainer.step(index + step, 0.02).item() for step in range(6)])
