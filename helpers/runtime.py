@@ -30,12 +30,19 @@ class CourseError(Exception):
 
 
 PROFILES = ("recorded", "quick", "paper")
+PICTURES = ("drawn", "photographs")
+
+
+def refuse_unknown(profile: str, pictures: str = "drawn") -> None:
+    """Raise CourseError for a word that a notebook's parameter `profile` or `pictures` does not know."""
+    for name, word, known in (("profile", profile, PROFILES), ("kind of pictures", pictures, PICTURES)):
+        if word not in known:
+            raise CourseError(f"There is no {name} {word!r}: expected one of {', '.join(known)}.")
 
 
 def out_dir(profile: str) -> Path:
     """Where a profile writes what it makes: out/<profile>/, ignored by git."""
-    if profile not in PROFILES:
-        raise CourseError(f"There is no profile {profile!r}: expected one of {', '.join(PROFILES)}.")
+    refuse_unknown(profile)
     return ROOT / "out" / profile
 
 

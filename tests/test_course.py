@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import yaml
 
-from helpers import data, exchange, notebooks, runs
+from helpers import data, exchange, notebooks, runs, runtime
 from helpers.notebooks.report import TITLE
 from helpers.runtime import ROOT
 
@@ -38,6 +38,15 @@ def test_without_data_a_notebook_runs_on_the_stand_in_and_says_so(without_cifar1
     printed = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
     assert data.BANNER in printed
     assert "stand-in" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_parameter_that_a_notebook_does_not_know_is_refused_first(path):
+    code = {cell.id: cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"}
+    for name in re.findall("^(profile|pictures) =", code["parameters"], re.MULTILINE):
+        given = {"profile": "quick", "pictures": "drawn", "runtime": runtime} | {name: "quik"}
+        with pytest.raises(runtime.CourseError, match=r"^There is no .*'quik': expected one of \w+, \w+"):
+            exec(code["derived"], given)
 
 
 def test_no_photograph_is_published():

@@ -555,7 +555,7 @@ def test_reproduce_refuses_before_anything_runs(course, tmp_path):
         with pytest.raises(CourseError, match=match):
             notebooks.reproduce(profile, tmp_path / "out", folder=course, **more)
 
-    refused("no profile 'fast': choose one of recorded, quick, paper", profile="fast")
+    refused("no profile 'fast': expected one of recorded, quick, paper", profile="fast")
     refused("no notebook '09'", only=["01", "09"])
     refused("cannot take steps = 'many'", extra_parameters={"steps": "many"})
     assert not (tmp_path / "out").exists()

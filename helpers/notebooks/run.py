@@ -16,7 +16,7 @@ import nbformat
 import papermill
 from nbformat import NotebookNode
 
-from helpers.runtime import PROFILES, ROOT, CourseError, replacing, shown
+from helpers.runtime import ROOT, CourseError, refuse_unknown, replacing, shown
 
 NOTEBOOKS = ROOT / "notebooks"
 _TITLE = re.compile(r"^# +(.+?) *$", re.MULTILINE)
@@ -189,8 +189,7 @@ def reproduce(profile: str, out_dir: Path, only: Iterable[str] | None = None,
     """
     from helpers.notebooks.report import results_report  # which imports this module
 
-    if profile not in PROFILES:
-        raise CourseError(f"There is no profile {profile!r}: choose one of {', '.join(PROFILES)}.")
+    refuse_unknown(profile)
     plan = {}
     for entry in choose(only, folder):
         declared = declared_parameters(entry.path)
