@@ -41,5 +41,5 @@ report: .venv/installed     ## the whole course as one HTML page, out/report.htm
 bench: .venv/installed      ## measure this machine
 	$(COURSE) bench
 
-lab: .venv/installed        ## open the course in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+lab: .venv/installed        ## open the course in JupyterLab (LAB="--allow-root --no-browser --port 9000" for a server)
+	$(BIN)/jupyter lab $(LAB) --notebook-dir=. notebooks/00_start_here.ipynb

@@ -239,7 +239,9 @@ def distort_competition_like(
 
     _warn(stand_in)
     test, path = data.load_set("test", stand_in), out or ROOT / "data" / "competition-like.pkl"
-    print(shown(distortions.write_competition_like(path, test.images, test.labels, seed)))
+    path = distortions.write_competition_like(path, test.images, test.labels, seed)
+    print(*(shown(path.with_name(name)) for name in (path.name, f"{path.stem}-labels.csv", f"{path.stem}-kinds.csv")),
+          sep="\n")  # fmt: skip
 
 
 @app.command()

@@ -107,6 +107,7 @@ def _unlabelled(run: runs.Run, images: Tensor, ids: Tensor, folder: Path, stand_
     evaluate.write_submission(folder / "submission.csv", ids, logits[0])
     print(f"{shown(folder / 'submission.csv')}: {len(ids):,} rows of ID,Labels\n")
     val = _validation(run, stand_in)
+    print("trying the estimates on known distortions: minutes, if it has not been done for this run\n", flush=True)
     trials = estimate.trials(run, val)
     table = estimate.estimate(estimate.stack(models, val.images, precision), val.labels, logits, trials)
     print(f"accuracy without labels, from {len(val.labels):,} validation images and {len(models)} network(s):")

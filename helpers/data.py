@@ -180,6 +180,8 @@ def split_train_val(
     `train_size` keeps a stratified part of the rest for quick runs. The same seed gives the same images whatever the
     network or the run's own seed, so that runs can be compared on one validation set.
     """
+    if not (isinstance(full.images, Tensor) and isinstance(full.labels, Tensor)):
+        raise CourseError("Images and labels must be tensors: give torch.from_numpy(...) of numpy arrays.")
     rest = len(full.labels) - val_size
     train_size = rest if train_size is None else train_size
     if not (10 <= val_size < len(full.labels) and 10 <= train_size <= rest) or 0 < rest - train_size < 10:

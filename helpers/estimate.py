@@ -20,6 +20,7 @@ from helpers.augment import Augment
 from helpers.data import ImageSet
 from helpers.evaluate import load_model, predict
 from helpers.recipe import Recipe
+from helpers.runtime import CourseError
 
 FILE = "estimates.csv"
 
@@ -135,8 +136,9 @@ def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
 
     Read from estimates.csv beside run.json where that is whole and of as many networks and images, else computed; and
     written there unless the run is one file, or what is there is of more networks. Without weights it is read as it is.
+    A published file is the run that is recorded with the same training, and reads what lies there.
     """
-    path, beside = run.path / FILE, siblings(run)
+    path, beside = _folder(run) / FILE, siblings(run)
     val, kept, before = val.first(count), read(path), 0
     if kept is not None:
         before = kept.networks.max() if "networks" in kept else 1 + ("agreement" in set(kept.method))  # 2: or more
@@ -147,6 +149,17 @@ def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
     if run.path.is_dir() and before <= len(beside):
         runs.write_table(path, table)
     return table
+
+
+def _folder(run: runs.Run) -> Path:
+    if run.path.is_dir():
+        return run.path
+    try:
+        recorded = runs.find(*run.label.rsplit("/", 1), runs.RECORDED)
+    except CourseError:
+        return run.path
+    same = all(recorded.record[key] == run.record[key] for key in ("recipe", "data", "commit", "metrics"))
+    return recorded.path if same else run.path
 
 
 def read(path: Path) -> pd.DataFrame | None:

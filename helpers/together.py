@@ -44,7 +44,7 @@ def together(folder: str | Path, stand_in: bool = False) -> pd.DataFrame:
     if len(found) < 2:
         raise CourseError(
             f"{shown(folder)} has {len(found)} seed(s) with weights, and it takes two to make a mean: train more with "
-            "`python -m helpers sweep`."
+            "`python -m helpers train NAME --seeds 3 --root FOLDER`, where FOLDER/NAME is this folder."
         )
     recipe, test = Recipe.from_dict(found[0].record["recipe"]), evaluate.own_test(found[0], stand_in)
     models = [evaluate.load_model(run) for run in found]

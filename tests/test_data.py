@@ -294,3 +294,10 @@ def test_drawn_scenes_are_seeded_pictures_with_the_classes_they_show():
         images, data.draw_scenes(6, seed=2)[0]
     )
     assert len(images.flatten(1).unique(dim=0)) == 6
+
+
+def test_arrays_in_place_of_tensors_are_refused_in_a_sentence():
+    images, labels, *names = data.draw_stand_in(100, seed=1)
+    for wrong in ((images.numpy(), labels), (images, labels.numpy())):
+        with pytest.raises(CourseError, match=r"must be tensors: give torch.from_numpy"):
+            data.split_train_val(data.ImageSet(*wrong, *names), 20)

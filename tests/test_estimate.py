@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.stats import bootstrap, norm
 
-from helpers import assess, data, distort, estimate, evaluate, runs
+from helpers import assess, data, distort, estimate, evaluate, publish, runs
 from helpers.runtime import CourseError, generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -236,6 +236,19 @@ def test_damaged_trials_are_made_anew(seeds, stand_in, monkeypatch, left):
     found = estimate.trials(run, stand_in.val, count=60)
     (seeds / "2" / "estimates.csv").write_text(left)
     pd.testing.assert_frame_equal(estimate.trials(run, stand_in.val, count=60), found)
+
+
+def test_a_published_file_reads_what_was_tried_for_its_record(seeds, stand_in, tmp_path, monkeypatch, without_cifar10):
+    monkeypatch.setattr(distort, "KINDS", ("contrast",))
+    run = evaluate.test_run(seeds / "2", stand_in=True)
+    published = publish.publish(run.path, tmp_path / "x.safetensors", stand_in=True)
+    estimate.trials(run, stand_in.val, count=60)
+    found = estimate.read(run.path / estimate.FILE).assign(predicted=0.5)
+    runs.write_table(run.path / estimate.FILE, found)
+    monkeypatch.setattr(runs, "RECORDED", seeds.parent)
+    pd.testing.assert_frame_equal(estimate.trials(published, stand_in.val, count=60), found)
+    other = runs.Run(published.path, {**published.record, "commit": "0" * 40})
+    assert not estimate.trials(other, stand_in.val, count=60).predicted.eq(0.5).all()
 
 
 def test_estimates_are_fitted_on_images_of_the_runs_own_data(seeds, tmp_path, without_cifar10):

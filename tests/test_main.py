@@ -233,7 +233,8 @@ def test_a_set_of_our_own_is_written_and_read_back(here, tmp_path):
     path = tmp_path / "competition-like.pkl"
     result = here("distort", "competition-like", "--out", path, "--stand-in")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("STAND-IN DATA") and result.stdout.endswith("competition-like.pkl\n")
+    assert result.stdout.startswith("STAND-IN DATA") and result.stdout.endswith("-kinds.csv\n")
+    assert {line.rpartition("/")[2] for line in result.stdout.splitlines()[-3:]} == {p.name for p in tmp_path.iterdir()}
     images, labels, ids = data.load_shifted(path)
     assert images.shape == (2_000, 3, 32, 32) and labels is None and ids.tolist() == list(range(2_000))
 
