@@ -136,7 +136,7 @@ def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
 
     Read from estimates.csv beside run.json where that is whole and of as many networks and images, else computed; and
     written there unless the run is one file, or what is there is of more networks. Without weights it is read as it is.
-    A published file is the run that is recorded with the same training, and reads what lies there.
+    For a published file those of the recorded run that it was made from are read.
     """
     path, beside = _folder(run) / FILE, siblings(run)
     val, kept, before = val.first(count), read(path), 0
@@ -152,6 +152,7 @@ def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
 
 
 def _folder(run: runs.Run) -> Path:
+    """Where the trials of a run lie: its own folder; of a published file that of the recorded run it was made from."""
     if run.path.is_dir():
         return run.path
     try:
