@@ -22,7 +22,7 @@ if __name__ == "__main__":  # importing torch takes seconds, and half-imported C
 
 import typer  # noqa: E402
 
-from helpers.runtime import ROOT, CourseError, out_dir, percent, shown  # noqa: E402
+from helpers.runtime import ROOT, CourseError, counted, out_dir, percent, shown  # noqa: E402
 
 app = typer.Typer(help="The SE-ResNet course on the command line.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False)  # fmt: skip
@@ -83,7 +83,10 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, a 
                                                       min=0)] = 0,
              out: Annotated[Path | None, typer.Option(help="Default: out/evaluate/<run>/<set>.")] = None,
              stand_in: StandIn = False) -> None:  # fmt: skip
-    """Measure weights on a set of images; where it has no labels, write a submission and estimate the accuracy."""
+    """Measure weights on a set of images; where it has no labels, write a submission and estimate the accuracy.
+
+    Where NAME.pkl has NAME-labels.csv beside it (ID,Labels), the truth is told after the estimates.
+    """
     from helpers import assess, runs
     from helpers import together as seeds
 
@@ -141,11 +144,11 @@ def sweep(
         rows = done[(done.recipe == recipe.name) & (done.seed < seeds)].dropna(subset="test_accuracy")
         values = ", ".join(map(percent, rows.test_accuracy)) or "none"
         mean = f"test {percent(rows.test_accuracy.mean())} " if len(rows) else ""
-        print(f"{recipe.name:<28} {mean}over {len(rows)} seeds ({values})")
+        print(f"{recipe.name:<28} {mean}over {counted(len(rows), 'seed')} ({values})")
     for label, problem in failures.items():
         print(f"{label} failed: {problem}")
     if failures:
-        raise CourseError(f"{len(failures)} run(s) failed, as said above: the same command tries these again.")
+        raise CourseError(f"{counted(len(failures), 'run')} failed, as said above: the same command tries these again.")
 
 
 store = typer.Typer(help="Runs on this machine, and their way to another.", no_args_is_help=True)
@@ -282,7 +285,7 @@ def notebooks(only: Only = None) -> None:
     problems = [problem for entry in notebook_room.choose(only) for problem in notebook_room.check(entry.path)]
     if problems:
         print(*problems, sep="\n")
-        raise CourseError(f"The notebooks have {len(problems)} problem(s) of format: mend what is listed above.")
+        raise CourseError(f"{counted(len(problems), 'problem')} of format in the notebooks: mend what is listed above.")
 
 
 @app.command()

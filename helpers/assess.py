@@ -13,7 +13,7 @@ from torch import Tensor
 from helpers import distort, estimate, evaluate, plots, runs
 from helpers.data import CLASSES, ImageSet, load_shifted
 from helpers.recipe import Recipe
-from helpers.runtime import percent, shown
+from helpers.runtime import counted, percent, shown
 from helpers.train import training_data
 
 _INTERVALS = """\
@@ -52,14 +52,22 @@ def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False)
 
 
 def shifted(run: runs.Run, path: Path, folder: Path, stand_in: bool = False) -> None:
-    """A run on a CIFAR-10-C folder, or on what `load_shifted` reads, with labels or without."""
+    """A run on a CIFAR-10-C folder, or on what `load_shifted` reads, with labels or without.
+
+    Where a set `<name>.pkl` without labels has `<name>-labels.csv` beside it, the truth is told after the estimates,
+    which do not use it.
+    """
     plots.start(run.record["data"])
     if (path / "labels.npy").exists():
         _corrupted(run, _table(run, evaluate.read_corrupted(path)), folder)
         return
     images, labels, ids = load_shifted(path)
     if labels is None:
-        _unlabelled(run, images, ids, folder, stand_in)
+        answers = path.with_name(f"{path.stem}-labels.csv")  # as `distort competition-like` puts them beside a set
+        truth = evaluate.read_answers(answers, ids) if answers.exists() else None
+        logits = _unlabelled(run, images, ids, folder, stand_in)
+        if truth is not None:
+            print(f"the truth, from {shown(answers)}: {evaluate.accuracy(logits, truth)}")
     else:
         test = ImageSet(images, labels, CLASSES, path.name)
         found, logits = evaluate.report(evaluate.load_model(run), test, run.record["recipe"]["precision"])
@@ -100,7 +108,8 @@ def _corrupted(run: runs.Run, table: pd.DataFrame, folder: Path) -> None:
     _save(plots.heat(grid, title, "%", 10, 100, ".1f"), folder / "corruptions.png")
 
 
-def _unlabelled(run: runs.Run, images: Tensor, ids: Tensor, folder: Path, stand_in: bool) -> None:
+def _unlabelled(run: runs.Run, images: Tensor, ids: Tensor, folder: Path, stand_in: bool) -> Tensor:
+    """Writes the submission and prints the estimates; returns the run's logits [N, classes]."""
     precision = run.record["recipe"]["precision"]
     models = [evaluate.load_model(sibling) for sibling in estimate.siblings(run)]
     logits = estimate.stack(models, images, precision)
@@ -110,7 +119,7 @@ def _unlabelled(run: runs.Run, images: Tensor, ids: Tensor, folder: Path, stand_
     print("trying the estimates on known distortions: minutes, if it has not been done for this run\n", flush=True)
     trials = estimate.trials(run, val)
     table = estimate.estimate(estimate.stack(models, val.images, precision), val.labels, logits, trials)
-    print(f"accuracy without labels, from {len(val.labels):,} validation images and {len(models)} network(s):")
+    print(f"accuracy without labels, from {len(val.labels):,} validation images and {counted(len(models), 'network')}:")
     for row in table.itertuples():
         print(f"  {row.method:<10} {percent(row.predicted)}   drawn [{percent(row.low)}, {percent(row.high)}]   "
               f"in all [{percent(row.outer_low)}, {percent(row.outer_high)}]   "
@@ -118,6 +127,7 @@ def _unlabelled(run: runs.Run, images: Tensor, ids: Tensor, folder: Path, stand_
     print(_INTERVALS)
     title = f"{run.label} on distorted validation images"
     _save(plots.estimates(trials, estimate.errors(trials), title), folder / "estimates.png")
+    return logits[0]
 
 
 def _save(figure: Figure, path: Path) -> None:

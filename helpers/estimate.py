@@ -20,7 +20,6 @@ from helpers.augment import Augment
 from helpers.data import ImageSet
 from helpers.evaluate import load_model, predict
 from helpers.recipe import Recipe
-from helpers.runtime import CourseError
 
 FILE = "estimates.csv"
 
@@ -138,7 +137,7 @@ def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
     written there unless the run is one file, or what is there is of more networks. Without weights it is read as it is.
     For a published file those of the recorded run that it was made from are read.
     """
-    path, beside = _folder(run) / FILE, siblings(run)
+    path, beside = runs.folder(run) / FILE, siblings(run)
     val, kept, before = val.first(count), read(path), 0
     if kept is not None:
         before = kept.networks.max() if "networks" in kept else 1 + ("agreement" in set(kept.method))  # 2: or more
@@ -149,18 +148,6 @@ def trials(run: runs.Run, val: ImageSet, count: int = 1_000) -> pd.DataFrame:
     if run.path.is_dir() and before <= len(beside):
         runs.write_table(path, table)
     return table
-
-
-def _folder(run: runs.Run) -> Path:
-    """Where the trials of a run lie: its own folder; of a published file that of the recorded run it was made from."""
-    if run.path.is_dir():
-        return run.path
-    try:
-        recorded = runs.find(*run.label.rsplit("/", 1), runs.RECORDED)
-    except CourseError:
-        return run.path
-    same = all(recorded.record[key] == run.record[key] for key in ("recipe", "data", "commit", "metrics"))
-    return recorded.path if same else run.path
 
 
 def read(path: Path) -> pd.DataFrame | None:

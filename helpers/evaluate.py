@@ -19,10 +19,12 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
 from helpers import distort, runs
-from helpers.augment import Augment
-from helpers.data import ImageSet, load_set, load_shifted
+from helpers.augment import STAGES, Augment, Settings
+from helpers.data import ImageSet, load_set, load_shifted, split_train_val
 from helpers.recipe import Recipe
-from helpers.runtime import CourseError, has_bfloat16, percent, pick_device, replacing, shown
+from helpers.runtime import CourseError, generator, has_bfloat16, percent, pick_device, replacing, shown
+
+OWN_IMAGES = "own_images.csv"
 
 
 class Accuracy(NamedTuple):
@@ -325,8 +327,12 @@ def is_told(run: runs.Run) -> bool:
 
 
 def tried_on(run: runs.Run) -> int:
-    """How many test images a run's shift.csv has under each distortion; 0 where there is none, or a damaged one."""
-    return run.record["corrupted"]["count"] if is_told(run) else 0
+    """How many test images a run has been tried on under each distortion; 0 where its shift.csv is damaged, or missing.
+
+    Of a run that came without that table and without weights to make it again, its record alone is believed.
+    """
+    bare = not (run.weights.exists() or (run.path / "shift.csv").exists())
+    return run.record.get("corrupted", {"count": 0})["count"] if bare or is_told(run) else 0
 
 
 def shifted_metrics(
@@ -356,11 +362,56 @@ def shifted_metrics(
     return pd.read_csv(run.path / "shift.csv")
 
 
+def own_images(run: runs.Run, stand_in: bool = False) -> pd.DataFrame:
+    """How many of its own images a finished run gets right: a row a set, of its first 5,000, or all if fewer.
+
+    Columns: images ("training" and "validation", as they are; "augmented validation", by all that the paper does to an
+    image), strength (of that augmentation, `augment.Settings.scaled`, 0 to 1 by quarters; else 0), accuracy, low, high
+    (Wilson, 95 %), count. Read from own_images.csv in the run's folder (`runs.folder`) where that is, else measured and
+    kept there. Raises CourseError where the images that the run was trained on are not here.
+    """
+    path, columns = runs.folder(run) / OWN_IMAGES, ["images", "strength", "accuracy", "low", "high", "count"]
+    try:
+        return pd.read_csv(path)[columns]
+    except (OSError, ValueError, KeyError):  # there is none, or what is left of one
+        pass
+    made = Recipe.from_dict(run.record["recipe"])
+    own = split_train_val(load_set("train", stand_in), made.val_size, made.train_size, made.split_seed)
+    refuse_other_data(run, own.val)
+    train, val = own.train.first(5_000), own.val.first(5_000)
+    ways = [("training", train, 0, Augment("none")), ("validation", val, 0, Augment("none"))]
+    ways += [("augmented validation", val, strength, Augment(STAGES[-1], settings=Settings().scaled(strength)))
+             for strength in (0, 0.25, 0.5, 0.75, 1)]  # fmt: skip
+    model, rows = load_model(run), []
+    for name, part, strength, augment in ways:
+        logits = predict(model, part.images, augment, made.precision, generator(6))
+        rows.append((name, strength, *accuracy(logits, part.labels)))
+    table = pd.DataFrame(rows, columns=columns)
+    if path.parent.is_dir():
+        runs.write_table(path, table)
+    return table
+
+
 def write_submission(path: Path, ids: Tensor, logits: Tensor) -> None:
     """The competition's submission: a header ID,Labels and a row an image, labels 0 to 9."""
     frame = pd.DataFrame({"ID": ids.cpu().numpy(), "Labels": logits.argmax(1).cpu().numpy()})
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_answers(path: Path, ids: Tensor) -> Tensor:
+    """The labels, int64 [N] from 0 to 9, that a table in a submission's form (ID,Labels) gives the images `ids` [N].
+
+    Raises CourseError for a file that is no such table, or lacks an image's label.
+    """
+    try:
+        table = pd.read_csv(path).set_index("ID")["Labels"].loc[ids.tolist()]
+    except (OSError, ValueError, KeyError):
+        table = pd.Series(dtype=float)
+    if len(table) != len(ids) or not table.isin(range(10)).all():
+        raise CourseError(f"{shown(path)} does not give the {len(ids):,} images their labels: expected rows of "
+                          "ID,Labels, labels 0 to 9, one for each image; mend it or move it away.")  # fmt: skip
+    return torch.tensor(table.to_numpy(), dtype=torch.int64)
 
 
 def correct_on_test(run_dir: str | Path, stand_in: bool = False) -> np.ndarray:

@@ -40,6 +40,8 @@ _COLUMNS: dict[str, dict[str, Any]] = {
                   "high": _SHARE, "count": _LOSS, "calibration_error": _SHARE, "confidence": _SHARE},
     "reliability.csv": {"low": _SHARE, "high": _SHARE, "count": _LOSS, "confidence": _SHARE, "accuracy": _SHARE,
                         "images": ["clean", "distorted"]},
+    evaluate.OWN_IMAGES: {"images": ["training", "validation", "augmented validation"], "strength": (0, 2),
+                          "accuracy": _SHARE, "low": _SHARE, "high": _SHARE, "count": _LOSS},
     estimate.FILE: {"kind": _KINDS, "severity": [*distort.SEVERITIES], "method": ["ATC", "DoC", "agreement"],
                     "predicted": _SHARE, "true": _SHARE, "count": _LOSS},
 }  # fmt: skip

@@ -21,7 +21,8 @@ RECORDED = ROOT / "data" / "runs"
 PUBLISHED = ROOT / "data" / "weights" / "beyond.safetensors"  # the one file of weights that the repository holds
 WEIGHTS, LAST = "best.safetensors", "last.safetensors"  # beside run.json: weights of the best and of the last epoch
 # What is recorded of a run; all but the first two come with its tests and hold for the weights that were tested.
-RECORDS = ("run.json", "history.csv", "shift.csv", "reliability.csv", "estimates.csv", "test_correct.txt")
+RECORDS = ("run.json", "history.csv", "shift.csv", "reliability.csv", "estimates.csv", "own_images.csv",
+           "test_correct.txt")  # fmt: skip
 
 DEFINITIONS = {
     "train_accuracy": "share of augmented training images classified right while training, in the last epoch; under "
@@ -202,6 +203,18 @@ def seeds(folder: str | Path) -> list[Run]:
 def find(recipe: str, seed: int = 0, root: Path = RECORDED) -> Run:
     """The run of a recipe and seed in a store."""
     return read(root / recipe / str(seed))
+
+
+def folder(run: Run) -> Path:
+    """Where the tables of a run lie: its own folder; of a published file that of the recorded run it was made from."""
+    if run.path.is_dir():
+        return run.path
+    try:
+        recorded = find(*run.label.rsplit("/", 1), RECORDED)
+    except CourseError:
+        return run.path
+    same = all(recorded.record[key] == run.record[key] for key in ("recipe", "data", "commit", "metrics"))
+    return recorded.path if same else run.path
 
 
 def tier(recipe: str, device: str) -> str:

@@ -79,15 +79,20 @@ def percent(fraction: float, digits: int = 2) -> str:
     return f"{100 * fraction:.{digits}f} %"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: '1 seed', '12,480 seeds'."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def versions() -> dict[str, str]:
     """Python and the packages that can change a result, by name."""
     packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "pandas", "matplotlib")}
     return {"python": platform.python_version(), **packages}
 
 
-def versions_line() -> str:
-    """The same on one line, with the device: what each notebook prints first."""
-    return ", ".join(f"{name} {number}" for name, number in versions().items()) + f"; {device_name(pick_device())}"
+def versions_and_device() -> str:
+    """The same on one line, and the device on the next: what each notebook prints first."""
+    return ", ".join(f"{name} {number}" for name, number in versions().items()) + f"\n{device_name(pick_device())}"
 
 
 @cache

@@ -15,6 +15,7 @@ from helpers import bench, figures, recipe, runs, stats
 from helpers.runtime import ROOT, CourseError, percent, replacing, shown
 
 PAGES = (ROOT / "README.md", figures.FIGURES / "README.md")
+_KEPT = "\N{NO-BREAK SPACE}"  # inside an interval, which a narrow column shall not break
 _BLOCK = re.compile(r"(<!-- (table|figure): ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -28,7 +29,7 @@ def _interval(low: float, high: float, sign: str = "") -> str:
     """Two shares as the ends of an interval in per cent or points; nothing where there is none."""
     if not sign:  # a share lies between 0 and 1
         low, high = max(low, 0.0), min(high, 1.0)
-    return "" if pd.isna(low) else f"{_points(low, sign)} to {_points(high, sign)}"
+    return "" if pd.isna(low) else f"{_points(low, sign)}{_KEPT}to{_KEPT}{_points(high, sign)}"
 
 
 def _points(share: float, sign: str = "+") -> str:
@@ -43,7 +44,8 @@ def _cell(text: str, low: float, high: float, sign: str = "") -> str:
 def _p(p: float) -> str:
     if pd.isna(p):
         return ""
-    return " (p < 0.001)" if p < 0.0005 else f" (p {p:.3f})"  # what would round to 0.000 is not 0
+    said = f"<{_KEPT}0.001" if p < 0.0005 else f"{p:.3f}"  # what would round to 0.000 is not 0
+    return f" (p{_KEPT}{said})"
 
 
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
@@ -80,7 +82,7 @@ def tally(found: pd.DataFrame) -> str:
     """How many of the differences in a table of `compared` go which way, in a sentence for each measure."""
     parts = []
     for column in found.columns[found.columns.str.endswith("verdict")]:
-        said = found[column][found[column] != ""].str.replace(r" \(p .*\)", "", regex=True).value_counts()
+        said = found[column][found[column] != ""].str.replace(r" \(p.*\)", "", regex=True).value_counts()
         counts = ", ".join(f"{said[words]} {words}" for words in stats.VERDICTS if words in said)
         counts = counts.replace(stats.ONE_SEED, "with one seed, of which nothing can be said")
         parts.append(f"{column.partition(':')[0]}: of {said.sum()} differences {counts}")

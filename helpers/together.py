@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from helpers import estimate, evaluate, runs
 from helpers.augment import Augment, Settings
 from helpers.recipe import Recipe
-from helpers.runtime import CourseError, generator, pick_device, shown
+from helpers.runtime import CourseError, counted, generator, pick_device, shown
 from helpers.train import training_data
 
 FILE = "together.csv"  # beside the folders of the seeds
@@ -43,8 +43,8 @@ def together(folder: str | Path, stand_in: bool = False) -> pd.DataFrame:
     found = estimate.siblings(found[0], found) if found else []
     if len(found) < 2:
         raise CourseError(
-            f"{shown(folder)} has {len(found)} seed(s) with weights, and it takes two to make a mean: train more with "
-            "`python -m helpers train NAME --seeds 3 --root FOLDER`, where FOLDER/NAME is this folder."
+            f"{shown(folder)} has {counted(len(found), 'seed')} with weights, and it takes two to make a mean: train "
+            "more with `python -m helpers train NAME --seeds 3 --root FOLDER`, where FOLDER/NAME is this folder."
         )
     recipe, test = Recipe.from_dict(found[0].record["recipe"]), evaluate.own_test(found[0], stand_in)
     models = [evaluate.load_model(run) for run in found]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import bootstrap, norm
 
 from helpers import assess, data, distort, estimate, evaluate, publish, runs
-from helpers.runtime import CourseError, generator
+from helpers.runtime import CourseError, generator, percent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -277,12 +277,34 @@ def test_an_unlabelled_set_gets_a_submission_and_an_estimate(seeds, tmp_path, wi
     assert torch.equal(given[0].images, held_out.images), "tried on images that the network has not learned from"
     printed = capsys.readouterr().out
     assert data.BANNER in printed and "50 rows of ID,Labels" in printed
-    assert all(f"  {method} " in printed for method in ("ATC", "DoC", "agreement"))
+    assert all(f"  {method} " in printed for method in ("ATC", "DoC", "agreement")) and "truth" not in printed
     submission = pd.read_csv(out / "submission.csv")
     logits = estimate.stack([evaluate.load_model(run)], images, "float32")[0]
     assert submission.ID.tolist() == list(range(100, 150)) and submission.Labels.tolist() == logits.argmax(1).tolist()
     assert sorted(path.name for path in out.iterdir()) == ["estimates.png", "submission.csv"]
     assert (seeds / "0" / "estimates.csv").exists()
+
+
+def test_labels_beside_an_unlabelled_set_are_told_after_the_estimates(
+    seeds, tmp_path, without_cifar10, monkeypatch, capsys
+):
+    images, labels, *_ = data.draw_stand_in(50, seed=8)
+    path, run = distort.write_competition_like(tmp_path / "set.pkl", images, labels), runs.read(seeds / "1")
+    monkeypatch.setattr(distort, "KINDS", ("contrast",))
+    answers = tmp_path / "set-labels.csv"
+    table = pd.read_csv(answers)
+    table.sample(frac=1, random_state=0).to_csv(answers, index=False)  # in any order: an image is found by its ID
+    assess.shifted(run, path, tmp_path / "out", stand_in=True)
+    submission = pd.read_csv(tmp_path / "out" / "submission.csv")
+    right = sklearn.metrics.accuracy_score(table.Labels, submission.Labels)
+    before, _, told = capsys.readouterr().out.partition("the truth, from ")
+    assert "ATC" in before and f"set-labels.csv: {percent(right)}" in told
+    for damage in (table[1:], table.assign(Labels=10), table.assign(Labels=0.5), table.rename(columns={"ID": "id"}),
+                   pd.concat([table, table[:1]])):  # fmt: skip
+        damage.to_csv(answers, index=False)
+        with pytest.raises(CourseError, match=r"set-labels\.csv does not give the 50 images their labels"):
+            assess.shifted(run, path, tmp_path / "refused", stand_in=True)
+    assert not (tmp_path / "refused").exists(), "refused before minutes go by"
 
 
 def test_a_labelled_set_and_a_cifar_10_c_folder_are_told_apart(seeds, tmp_path, monkeypatch, capsys):

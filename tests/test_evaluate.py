@@ -7,7 +7,6 @@ import platform
 import shutil
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,9 +18,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 
-from helpers import assess, data, distort, evaluate, plots, runs, runtime
-from helpers.augment import Augment
-from helpers.runtime import CourseError, generator
+from helpers import assess, data, distort, evaluate, plots, runs, runtime, train
+from helpers.augment import Augment, Settings
+from helpers.recipe import Recipe
+from helpers.runtime import CourseError, generator, pick_device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -475,13 +475,42 @@ def test_a_damaged_list_of_right_answers_is_made_anew(run, few, left):
     assert (evaluate.correct_on_test(run.path, stand_in=True) == right).all() and path.read_bytes() == whole
 
 
+def test_a_run_on_its_own_images_as_they_are_and_augmented(run, few, monkeypatch):
+    made = Recipe.from_dict(run.record["recipe"])
+    own, model = train.training_data(made, stand_in=True), evaluate.load_model(run)
+    found, strengths = evaluate.own_images(run, stand_in=True), [0, 0.25, 0.5, 0.75, 1]
+    assert list(found.images) == ["training", "validation", *["augmented validation"] * 5]
+    assert list(found.strength) == [0, 0, *strengths] and list(found["count"]) == [200, *[100] * 6]
+    games = [Augment("none")] * 2
+    games += [Augment("rotation_autoaugment", settings=Settings().scaled(strength)) for strength in strengths]
+    sets = [own.train, *[own.val] * 6]
+    for row, (images, labels, *_), augment in zip(found.itertuples(), sets, games, strict=True):
+        g = generator(6)  # of all batches of a set
+        with torch.no_grad():
+            answers = torch.cat([model(augment(x.to(pick_device()), g)).argmax(1).cpu() for x in images.split(100)])
+        assert row.accuracy == sklearn.metrics.accuracy_score(labels, answers)
+        interval = binomtest(int((answers == labels).sum()), len(labels)).proportion_ci(0.95, method="wilson")
+        assert (row.low, row.high) == pytest.approx(tuple(interval))
+    kept = run.path / evaluate.OWN_IMAGES
+    for left in ("", "images,strength\nx,1\n", "\0"):
+        kept.write_text(left)
+        pd.testing.assert_frame_equal(evaluate.own_images(run, stand_in=True), found)
+    runs.write_table(kept, found.assign(accuracy=0.5))
+    assert set(evaluate.own_images(run, stand_in=True).accuracy) == {0.5}, "read, not measured again"
+    kept.unlink()
+    with pytest.raises(CourseError, match="was trained on CIFAR-10, the images here are stand-in"):
+        evaluate.own_images(runs.Run(run.path, {**run.record, "data": data.CIFAR10}), stand_in=True)
+    assert not kept.exists()
+
+
 def test_distorted_images_that_were_tried_are_not_made_fewer(run, tmp_path, few, monkeypatch, capsys):
     monkeypatch.setattr(distort, "KINDS", ("contrast", "gaussian_blur"))
     assess.clean(run, 20, tmp_path / "out", stand_in=True)
     before = (run.path / "shift.csv").read_bytes()
     assert "as many" not in capsys.readouterr().out
     monkeypatch.setattr(assess, "_labelled", lambda *_: None)  # pictures, two thirds of the time, the same each time
-    monkeypatch.setattr(plots, "save", lambda figure, path: plt.close(figure))
+    monkeypatch.setattr(plots, "heat", lambda *_: None)
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)
     again = assess.clean(runs.read(run.path), 5, tmp_path / "out", stand_in=True)
     printed = capsys.readouterr().out
     assert "tried on 20 distorted images before: as many are told" in printed and "20 images each" in printed

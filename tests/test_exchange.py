@@ -373,6 +373,7 @@ def test_nothing_that_differs_from_itself_is_believed(content, tmp_path):
         (text("reliability.csv", "distorted", "other"), r"reliability\.csv has 'other' as images"),
         ({names["test_correct.txt"]: b"ff" * 250}, r"test_correct\.txt and its test accuracy differ"),
         ({names["test_correct.txt"]: b"__import__('os')"}, "cannot be read"),
+        ({"tiny/0/own_images.csv": b"images\ntest\n"}, r"own_images\.csv has 'test' as images"),
         ({"tiny/0/estimates.csv": b"kind,severity\nfog,3\n"}, r"estimates\.csv has no column method"),
         ({"tiny/0/best.safetensors": b"\xff" * 8}, "cannot be read"),
         ({"tiny/0/best.safetensors": save({"x": torch.zeros(3)})}, "not of its recipe's network"),

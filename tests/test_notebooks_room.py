@@ -323,6 +323,7 @@ FAULTS = {
         ),
         "shows a machine's path, /home/",
     ),
+    "long line": (add_output("stream", name="stdout", text="x\n" + "y" * 106), "prints a line of 106 characters"),
     "stderr": (add_output("stream", name="stderr", text="warning"), "stderr"),
     "widget": (add_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}}), "widget"),
     "widget state": (lambda nb: nb.metadata.update(widgets={}), "state of widgets"),
@@ -379,7 +380,7 @@ def test_check_accepts_what_looks_like_a_fault(copy):
     path = copy / "01_first.ipynb"
     notebook = nbformat.read(path, 4)
     notebook.cells[6].source = "See https://example.org/home/page and ../home/tmp/x; a mastodon; `from os import path`."
-    notebook.cells[3].outputs.append(picture())
+    notebook.cells[3].outputs += [picture(), new_output("stream", name="stdout", text=("y" * 105 + "\n") * 2)]
     notebook.cells.insert(4, new_markdown_cell("*What to see:* the curve flattens."))
     notebook.cells[-3].outputs.append(picture())
     notebook.cells[-3].source += "\n# What to see: the curve\n# flattens."

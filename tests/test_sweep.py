@@ -109,6 +109,19 @@ def test_distorted_images_are_asked_for_and_made_once(reference, tmp_path):
         assert table.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(("asked", "state"), [(10, "finished"), (11, "to distort again, 10 images so far")])
+def test_a_record_that_came_without_weights_or_tables_is_believed(reference, tmp_path, asked, state):
+    path = shutil.copytree(reference / "tiny" / "0", tmp_path / "tiny" / "0")
+    (job,) = sweep.plan([TINY], [0], tmp_path, True, asked)
+    assert job.state == "to distort"
+    runs.add_to_record(path, {"corrupted": {"accuracy": 0.5, "count": 10, "severities": [1]}})
+    (job,) = sweep.plan([TINY], [0], tmp_path, True, asked)
+    assert job.state == "to distort", "its weights are there to make the table that is not"
+    (path / runs.WEIGHTS).unlink()
+    (job,) = sweep.plan([TINY], [0], tmp_path, True, asked)
+    assert job.state == state
+
+
 def test_on_more_distorted_images_a_run_is_tested_again_and_on_all_there_are_once(
     reference, tmp_path, capsys, monkeypatch
 ):
@@ -248,7 +261,7 @@ def test_a_forecast_comes_from_recorded_runs_of_the_network_and_writes_nothing(r
     table, said = sweep.forecast(sweep.plan(PAIR, (0, 1), tmp_path, stand_in=True), tmp_path)
     assert list(table.state) == ["finished", *["to train"] * 3]
     assert list(table.images) == ["0", "800", "800", "800"] and list(table.time) == ["0:00:00", *["0:00:40"] * 3]
-    assert said[0] == "tiny and the like: 20 images/s, as 1 recorded run(s) of this network had it"
+    assert said[0] == "tiny and the like: 20 images/s, as 1 recorded run of this network had it"
     assert said[1].startswith("4 runs, 1 of them finished: 2,400 images to train on, about 0:02:00 (h:mm:ss) on CPU, ")
     assert files(tmp_path) == before
 
@@ -337,10 +350,10 @@ def test_the_command_tells_accuracies_and_failures(reference, tmp_path, monkeypa
             app, ["sweep", "tiny", "tiny-plain", "--seeds", "2", "--root", str(tmp_path / "store"), "--stand-in"]
         )
     accuracy = runs.read(reference / "tiny" / "0").record["test"]["accuracy"]
-    assert re.search(rf"^tiny  +test {100 * accuracy:.2f} % over 1 seeds \(", shown.stdout, re.MULTILINE)
+    assert re.search(rf"^tiny  +test {100 * accuracy:.2f} % over 1 seed \(", shown.stdout, re.MULTILINE)
     assert re.search(r"^tiny-plain  +test .* over 2 seeds \(.*, .*\)$", shown.stdout, re.MULTILINE)
     assert re.search(r"^tiny/1 failed: .*is not a finished run", shown.stdout, re.MULTILINE)
-    assert isinstance(shown.exception, CourseError) and "1 run(s) failed" in str(shown.exception)
+    assert isinstance(shown.exception, CourseError) and "1 run failed" in str(shown.exception)
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [

@@ -13,10 +13,12 @@ from test_figures import QUICK, record
 from helpers import figures, recipe, runs, stats, tables
 from helpers.runtime import ROOT, CourseError, percent
 
+KEPT = "\N{NO-BREAK SPACE}"  # an interval is not broken
 PAGES = {path: path.read_text() for path in tables.PAGES}
 
 
 def cells(text: str) -> list[list[str]]:
+    text = text.replace(KEPT, " ")
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("| ")]
 
 
@@ -39,7 +41,8 @@ def test_every_published_figure_is_on_the_page_beside_it_and_no_link_is_broken()
 
 def test_a_number_tampered_with_is_noticed():
     """The first of each form between markers of a page; refreshing mends them all."""
-    forms = {r"\d\d\.\d\d %", r"\d\d\.\d\d to \d", r"\d\.\d ×", r"\(p 0\.\d{3}\)", r"inside the noise \(",
+    forms = {r"\d\d\.\d\d %", rf"\d\d\.\d\d{KEPT}to{KEPT}\d", r"\d\.\d ×", rf"\(p{KEPT}0\.\d{{3}}\)",
+             r"inside the noise \(",
              r"take \d+ s"}  # fmt: skip
     met = set()
     for path, text in PAGES.items():
@@ -135,8 +138,8 @@ def test_a_climb_is_told_with_what_it_changes_and_costs(tmp_path):
 
 
 def test_no_difference_is_told_without_a_minus():
-    assert tables._cell("x", -1e-6, 1e-6, "+") == "x [+0.00 to +0.00]" and tables._points(-1e-6) == "+0.00"
-    assert tables._cell("x", -0.01, 0.995) == "x [0.00 to 99.50]" and tables._points(-0.0123) == "-1.23"
+    assert tables._cell("x", -1e-6, 1e-6, "+") == f"x [+0.00{KEPT}to{KEPT}+0.00]" and tables._points(-1e-6) == "+0.00"
+    assert tables._cell("x", -0.01, 0.995) == f"x [0.00{KEPT}to{KEPT}99.50]" and tables._points(-0.0123) == "-1.23"
 
 
 def test_mirror_images_are_told_of_the_runs_that_have_them(tmp_path):
@@ -161,6 +164,7 @@ def test_a_ladder_is_told_on_clean_and_on_distorted_images(tmp_path):
             record(tmp_path, rung.but(seed=seed), clean[row, seed], corrupted=distorted[row, seed])
     table = runs.load(tmp_path)
     text, found = tables.ladders(table), tables.compared(figures.rungs(table, recipe.RECIPES["reduced"]))
+    found = found.replace(KEPT, " ", regex=True)
     assert list(found.index) == [rung.name for rung in ladder] and found.index[-1] == "reduced"
     assert "On `reduced` (tier cpu, 24 of 300 epochs, 10,000 images, seeds 0, 1, 2; " in text
     assert "corrupted: 1,000 test images at severities 1, 3, 5):" in text

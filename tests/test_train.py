@@ -491,7 +491,7 @@ def test_a_finished_run_is_returned_untouched(finished_tiny, stand_in, tiny, tmp
 def test_resume_false_starts_over(finished_tiny, stand_in, tiny, tmp_path, capfd):
     path = tmp_path / "run"
     shutil.copytree(finished_tiny, path)
-    for name in ("shift.csv", "reliability.csv", estimate.FILE, "test_correct.txt"):
+    for name in ("shift.csv", "reliability.csv", estimate.FILE, "own_images.csv", "test_correct.txt"):
         (path / name).write_text("of the weights before\n")
     short = tiny.but(epochs=2)
     run = fit(short, stand_in, path, resume=False)

@@ -34,6 +34,7 @@ TAGS = {"parameters", "navigation", "solution", "nbval-check-output", "nbval-ign
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 HIDDEN = {"source_hidden": True, "outputs_hidden": True}  # what JupyterLab keeps folded of a solution
 MAX_BYTES, MIN_CELLS, MAX_CELLS, MAX_LINES, EXERCISES = 300_000, 20, 72, 10, 3
+MAX_WIDTH = 105  # of a printed line, in characters: a page 1,100 pixels wide breaks longer ones anywhere
 SECTION = re.compile(r"^## +(.+?) *$", re.MULTILINE)
 SEE = re.compile(r"\*{0,2}What to see\W+(?=\w)")
 
@@ -216,6 +217,8 @@ def _cell_problems(cell: NotebookNode, below: NotebookNode | None) -> list[str]:
     texts = [output.get("text", "") + "\n".join(output.get("traceback", [])) for output in outputs]
     texts += [str(value) for bundle in bundles for mime, value in bundle.items() if not mime.startswith("image/")]
     shows = "\n".join(texts)
+    printed = "".join(output.text for output in outputs if output.output_type == "stream").splitlines()
+    widest = max(map(len, printed), default=0)
     unknown = sorted(set(tags(cell)) - TAGS)
     errors = [output.ename for output in outputs if output.output_type == "error"]
     rules = [
@@ -231,6 +234,7 @@ def _cell_problems(cell: NotebookNode, below: NotebookNode | None) -> list[str]:
         ),
         (code and re.search(r"^\s*from\s+\S+\s+import\s+\*", source, re.MULTILINE), "imports with a star"),
         (errors and "raises-exception" not in tags(cell), f"stores an error: {errors}"),
+        (widest > MAX_WIDTH, f"prints a line of {widest} characters, above {MAX_WIDTH}: break it where it reads well"),
         (any(output.get("name") == "stderr" for output in outputs), "stores output on stderr"),
         (any("widget" in mime for mime in mimes), "shows a widget"),
         (foreign, f"shows {foreign}; pictures are PNG only"),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from helpers import checkpoint, data, evaluate, runs, train
 from helpers.recipe import Recipe
-from helpers.runtime import CourseError, device_name, percent, pick_device, shown
+from helpers.runtime import CourseError, counted, device_name, percent, pick_device, shown
 
 FINISHED, AGAIN = "finished", "to distort again"
 QUIET = 300.0  # seconds after which a line is due off a terminal, even if no run has ended
@@ -117,7 +117,8 @@ def forecast(jobs: Sequence[Job], root: Path) -> tuple[pd.DataFrame, list[str]]:
         if job.images and key not in rates:
             found = known.get(key, [])
             rates[key] = statistics.median(found) if found else measure(job.recipe)
-            how = f"as {len(found)} recorded run(s) of this network had it" if found else "measured for two seconds now"
+            said_by = f"as {counted(len(found), 'recorded run')} of this network had it"
+            how = said_by if found else "measured for two seconds now"
             said.append(f"{job.recipe.name} and the like: {rates[key]:,.0f} images/s, {how}")
     seconds = [job.images / rates[_speed(job.recipe)] if job.images else 0.0 for job in jobs]
     table = pd.DataFrame({
