@@ -148,7 +148,7 @@ def sweep(
     for label, problem in failures.items():
         print(f"{label} failed: {problem}")
     if failures:
-        raise CourseError(f"{counted(len(failures), 'run')} failed, as said above: the same command tries these again.")
+        raise CourseError(f"{counted(len(failures), 'run')} failed, as said above: the same command tries again.")
 
 
 store = typer.Typer(help="Runs on this machine, and their way to another.", no_args_is_help=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from helpers import distort, estimate, evaluate, plots, runs
 from helpers.data import CLASSES, ImageSet, load_shifted
 from helpers.recipe import Recipe
-from helpers.runtime import counted, percent, shown
+from helpers.runtime import counted, expanded, percent, shown
 from helpers.train import training_data
 
 _INTERVALS = """\
@@ -58,13 +58,14 @@ def shifted(run: runs.Run, path: Path, folder: Path, stand_in: bool = False) -> 
     which do not use it.
     """
     plots.start(run.record["data"])
+    path = expanded(path)
     if (path / "labels.npy").exists():
         _corrupted(run, _table(run, evaluate.read_corrupted(path)), folder)
         return
     images, labels, ids = load_shifted(path)
     if labels is None:
-        answers = path.with_name(f"{path.stem}-labels.csv")  # as `distort competition-like` puts them beside a set
-        truth = evaluate.read_answers(answers, ids) if answers.exists() else None
+        answers = path.parent / f"{path.stem}-labels.csv"  # as `distort competition-like` puts them beside a set
+        truth = evaluate.read_answers(answers, ids) if path.suffix == ".pkl" and answers.exists() else None
         logits = _unlabelled(run, images, ids, folder, stand_in)
         if truth is not None:
             print(f"the truth, from {shown(answers)}: {evaluate.accuracy(logits, truth)}")

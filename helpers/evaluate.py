@@ -363,12 +363,13 @@ def shifted_metrics(
 
 
 def own_images(run: runs.Run, stand_in: bool = False) -> pd.DataFrame:
-    """How many of its own images a finished run gets right: a row a set, of its first 5,000, or all if fewer.
+    """How many of its own images a finished run gets right, in float32: a row a set, of its first 5,000 or all.
 
     Columns: images ("training" and "validation", as they are; "augmented validation", by all that the paper does to an
     image), strength (of that augmentation, `augment.Settings.scaled`, 0 to 1 by quarters; else 0), accuracy, low, high
     (Wilson, 95 %), count. Read from own_images.csv in the run's folder (`runs.folder`) where that is, else measured and
-    kept there. Raises CourseError where the images that the run was trained on are not here.
+    kept there (but not of a file of weights whose run is not recorded). Raises CourseError where the images that the
+    run was trained on are not here.
     """
     path, columns = runs.folder(run) / OWN_IMAGES, ["images", "strength", "accuracy", "low", "high", "count"]
     try:
@@ -384,7 +385,7 @@ def own_images(run: runs.Run, stand_in: bool = False) -> pd.DataFrame:
              for strength in (0, 0.25, 0.5, 0.75, 1)]  # fmt: skip
     model, rows = load_model(run), []
     for name, part, strength, augment in ways:
-        logits = predict(model, part.images, augment, made.precision, generator(6))
+        logits = predict(model, part.images, augment, "float32", generator(6))
         rows.append((name, strength, *accuracy(logits, part.labels)))
     table = pd.DataFrame(rows, columns=columns)
     if path.parent.is_dir():

@@ -315,14 +315,19 @@ def fields(table: pd.DataFrame, base: str = "quick") -> dict[str, pd.DataFrame]:
 
 
 def all_varied(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
-    """(the figure's name, field, rows) of `fields`, on quick and on the paper's recipe; and of the policy, which only
-    the last rung of the ladder below Mixup draws from, on that."""
+    """(the figure's name, field, rows) of `fields`, on quick and on the paper's recipe; of the policy, which only the
+    last rung of the ladder below Mixup draws from, on that; and of the strength, which quick has no use for, on
+    reduced.
+    """
     found = []
     for base in ("quick", "paper"):
         policies = varied(table, "policy", recipe.ladder(recipe.get(base))[-2].name)
         several = {"policy": policies} if len(policies) and policies["value"].nunique() > 1 else {}
         found += [(f"varied_{field}" + f"_{base}" * (base != "quick"), field, rows)
                   for field, rows in (fields(table, base) | several).items()]  # fmt: skip
+    strengths = varied(table, "strength", "reduced")
+    if len(strengths) and strengths["value"].nunique() > 1:
+        found.append(("varied_strength_reduced", "strength", strengths))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import sklearn.metrics
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.stats import bootstrap, norm
 
@@ -248,6 +250,11 @@ def test_a_published_file_reads_what_was_tried_for_its_record(seeds, stand_in, t
     monkeypatch.setattr(runs, "RECORDED", seeds.parent)
     pd.testing.assert_frame_equal(estimate.trials(published, stand_in.val, count=60), found)
     other = runs.Run(published.path, {**published.record, "commit": "0" * 40})
+    before = evaluate.own_images(other, stand_in=True)
+    assert not list(seeds.parent.rglob(evaluate.OWN_IMAGES)), "of weights whose run is not recorded nothing is kept"
+    pd.testing.assert_frame_equal(evaluate.own_images(published, stand_in=True), before, atol=0.02)  # half precision
+    runs.write_table(run.path / evaluate.OWN_IMAGES, before.assign(accuracy=0.25))
+    assert set(evaluate.own_images(published).accuracy) == {0.25}, "kept beside the recorded run, and read"
     assert not estimate.trials(other, stand_in.val, count=60).predicted.eq(0.5).all()
 
 
@@ -283,6 +290,16 @@ def test_an_unlabelled_set_gets_a_submission_and_an_estimate(seeds, tmp_path, wi
     assert submission.ID.tolist() == list(range(100, 150)) and submission.Labels.tolist() == logits.argmax(1).tolist()
     assert sorted(path.name for path in out.iterdir()) == ["estimates.png", "submission.csv"]
     assert (seeds / "0" / "estimates.csv").exists()
+
+
+def test_a_folder_without_labels_may_be_the_current_one(seeds, tmp_path, without_cifar10, monkeypatch, capsys):
+    monkeypatch.setattr(distort, "KINDS", ("contrast",))
+    (tmp_path / "set").mkdir()
+    for number, image in enumerate(data.draw_stand_in(12, seed=8).images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "set" / f"{number}.png")
+    monkeypatch.chdir(tmp_path / "set")
+    assess.shifted(runs.read(seeds / "1"), Path("."), tmp_path / "out", stand_in=True)
+    assert "12 rows of ID,Labels" in capsys.readouterr().out
 
 
 def test_labels_beside_an_unlabelled_set_are_told_after_the_estimates(

@@ -244,6 +244,15 @@ def test_what_the_policy_draws_is_varied_on_the_last_rung(store):
         "policy autoaugment (quick-rotation_autoaugment)", "policy randaugment", "policy trivialaugment"]  # fmt: skip
 
 
+def test_the_strength_is_varied_on_reduced(store):
+    record(store, recipe.get("reduced"), 0.6)
+    assert "varied_strength_reduced" not in figures.draw(store), "one strength"
+    record(store, recipe.get("reduced-strength-0.5"), 0.7)
+    (rows,) = (rows for name, _, rows in figures.all_varied(runs.load(store)) if name == "varied_strength_reduced")
+    assert list(rows["value"]) == ["strength 0.5", "strength 1 (reduced)"] and set(rows.base) == {"reduced"}
+    assert "varied_strength_reduced" in figures.draw(store)
+
+
 def test_fields_of_every_kind_can_be_varied(store):
     record(store, QUICK.but(name="deep", blocks=(2, 1, 1, 1)), 0.6)
     record(store, QUICK.but(name="smooth", nesterov=True), 0.6)

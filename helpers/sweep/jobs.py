@@ -128,8 +128,8 @@ def forecast(jobs: Sequence[Job], root: Path) -> tuple[pd.DataFrame, list[str]]:
     })  # fmt: skip
     finished = sum(job.state == FINISHED for job in jobs)
     said.append(
-        f"{len(jobs)} runs, {finished} of them finished: {sum(job.images for job in jobs):,} images to train on, about "
-        f"{_clock(sum(seconds))} (h:mm:ss) on {device_name(device)}"
+        f"{counted(len(jobs), 'run')}, {finished} of them finished: {sum(job.images for job in jobs):,} images to "
+        f"train on, about {_clock(sum(seconds))} (h:mm:ss) on {device_name(device)}"
     )
     return table, said
 
