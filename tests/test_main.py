@@ -75,7 +75,7 @@ def test_help_does_not_wait_for_torch(tmp_path, arguments):
     (("train", ""), "no recipe ''"),
     (("runs", "export", "x.zip", "--split-mb", "inf"), "--split-mb inf is out of range"),
     (("evaluate", ROOT / "data" / "runs" / "quick", "--out", "x"), "leave out --data, --corruptions and --out"),
-    (("evaluate", "--weights", ROOT / "data" / "runs" / "quick"), "has 0 seed.s. with weights"),
+    (("evaluate", "--weights", ROOT / "data" / "runs" / "quick"), "has 0 seeds with weights"),
     (("train", "quick", "--recipe", "quick"), "Give one recipe to train"),
     (("train", "--recipe", "quick", "--seed", "0", "--seeds", "2"), "--seed K .* or --seeds N .* not both"),
     (("train", "quick", "--seeds", "2", "--run-dir", "x"), "--run-dir is the folder of one run"),

@@ -98,7 +98,7 @@ def test_a_damaged_seed_is_left_out(seeds, tmp_path):
 
 def test_one_seed_is_refused(seeds, tmp_path):
     (tmp_path / "x").mkdir()
-    with pytest.raises(CourseError, match=r"x has 0 seed\(s\) with weights, and it takes two"):
+    with pytest.raises(CourseError, match=r"x has 0 seeds with weights, and it takes two"):
         together(tmp_path / "x", stand_in=True)
 
 
