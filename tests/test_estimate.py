@@ -252,7 +252,7 @@ def test_a_published_file_reads_what_was_tried_for_its_record(seeds, stand_in, t
     other = runs.Run(published.path, {**published.record, "commit": "0" * 40})
     before = evaluate.own_images(other, stand_in=True)
     assert not list(seeds.parent.rglob(evaluate.OWN_IMAGES)), "of weights whose run is not recorded nothing is kept"
-    pd.testing.assert_frame_equal(evaluate.own_images(published, stand_in=True), before, atol=0.02)  # half precision
+    pd.testing.assert_frame_equal(evaluate.own_images(published, stand_in=True), before)
     runs.write_table(run.path / evaluate.OWN_IMAGES, before.assign(accuracy=0.25))
     assert set(evaluate.own_images(published).accuracy) == {0.25}, "kept beside the recorded run, and read"
     assert not estimate.trials(other, stand_in.val, count=60).predicted.eq(0.5).all()

@@ -475,7 +475,7 @@ def test_a_damaged_list_of_right_answers_is_made_anew(run, few, left):
     assert (evaluate.correct_on_test(run.path, stand_in=True) == right).all() and path.read_bytes() == whole
 
 
-def test_a_run_on_its_own_images_as_they_are_and_augmented(run, few, monkeypatch):
+def test_a_run_on_its_own_images_as_they_are_and_augmented(run, few):
     made = Recipe.from_dict(run.record["recipe"])
     own, model = train.training_data(made, stand_in=True), evaluate.load_model(run)
     found, strengths = evaluate.own_images(run, stand_in=True), [0, 0.25, 0.5, 0.75, 1]
