@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from helpers import distort, runs
 from helpers.augment import STAGES, Augment, Settings
-from helpers.data import ImageSet, load_set, load_shifted
+from helpers.data import ImageSet, load_set, load_shifted, split_train_val
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, generator, has_bfloat16, percent, pick_device, replacing, shown
 
@@ -376,9 +376,8 @@ def own_images(run: runs.Run, stand_in: bool = False) -> pd.DataFrame:
         return pd.read_csv(path)[columns]
     except (OSError, ValueError, KeyError):  # there is none, or what is left of one
         pass
-    from helpers.train import training_data  # here, since that room imports this one
-
-    own = training_data(Recipe.from_dict(run.record["recipe"]), stand_in)
+    made = Recipe.from_dict(run.record["recipe"])
+    own = split_train_val(load_set("train", stand_in), made.val_size, made.train_size, made.split_seed)
     refuse_other_data(run, own.val)
     train, val = own.train.first(5_000), own.val.first(5_000)
     ways = [("training", train, 0, Augment("none")), ("validation", val, 0, Augment("none"))]
