@@ -109,7 +109,10 @@ def test_distorted_images_are_asked_for_and_made_once(reference, tmp_path):
         assert table.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("asked", "state"), [(10, "finished"), (11, "to distort again, 10 images so far")])
+@pytest.mark.parametrize(
+    ("asked", "state"),
+    [(10, "finished"), (11, "refused: to distort again, 10 images so far, and its weights are not here")],
+)
 def test_a_record_that_came_without_weights_or_tables_is_believed(reference, tmp_path, asked, state):
     path = shutil.copytree(reference / "tiny" / "0", tmp_path / "tiny" / "0")
     (job,) = sweep.plan([TINY], [0], tmp_path, True, asked)

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from helpers import checkpoint, data, runs, train
 from helpers.recipe import Recipe
-from helpers.runtime import ROOT, CourseError, git_commit, replacing
+from helpers.runtime import ROOT, CourseError, counted, git_commit, replacing
 from helpers.sweep.jobs import Job, Progress, complete, sentence
 
 RETRIES = 5  # of a run whose worker or node was lost, before it counts as failed
@@ -63,8 +63,8 @@ def run(jobs: Sequence[Job], address: str, gpus_per_run: float, stand_in: bool, 
                         ray.cancel(reference)
                     ray.wait(list(pending), num_returns=len(pending), timeout=30.0)  # for them to write checkpoints
                     name = signal.Signals(stop["signum"]).name
-                    raise train.Interrupted(f"Stopped by {name} with {len(pending)} runs to go: what has finished is "
-                                            "kept; call the same again to go on.", stop["signum"])
+                    raise train.Interrupted(f"Stopped by {name} with {counted(len(pending), 'run')} to go: what has "
+                                            "finished is kept; call the same again to go on.", stop["signum"])
     finally:
         ray.shutdown()
 

@@ -63,8 +63,11 @@ def _look(recipe: Recipe, path: Path, source: str, corruptions: int) -> Job:
     except CourseError:  # what is wrong is said where the run is asked to go on
         return Job(recipe, path, "refused: damaged, or another run", 0)
     if trained:
-        lacks = ["to test" * ("test" not in held), _to_distort(runs.Run(path, held), corruptions)]
-        return Job(recipe, path, ", ".join(filter(None, lacks)) or FINISHED, 0, trained=True)
+        run = runs.Run(path, held)
+        lacks = ", ".join(filter(None, ["to test" * ("test" not in held), _to_distort(run, corruptions)]))
+        if lacks and not run.weights.exists():
+            lacks = f"refused: {lacks}, and its weights are not here"
+        return Job(recipe, path, lacks or FINISHED, 0, trained=True)
     taken = len(held["history"]) * steps + held["done"] if held else 0
     state = f"to resume in epoch {len(held['history']) + 1}" if held else "to train"
     return Job(recipe, path, state, (recipe.epochs * steps - taken) * recipe.batch_size)
