@@ -114,7 +114,8 @@ def stack(models: Sequence[nn.Module], images: Tensor, precision: str) -> Tensor
 def try_on_distortions(
     models: Sequence[nn.Module], val: ImageSet, precision: str, severities: Iterable[int] = (1, 3, 5)
 ) -> pd.DataFrame:
-    """Each method fitted on validation images and tried on the same images distorted: a row a kind, severity, method.
+    """Each method fitted on validation images and tried on the same images distorted: one row per kind, severity,
+    method.
 
     Columns: kind, severity, method, predicted, true (of the first network), both in [0, 1], and count. Since the images
     are the same, what the errors show is what a shift does to a method, not the luck of the draw.
@@ -161,7 +162,7 @@ def read(path: Path) -> pd.DataFrame | None:
 
 
 def errors(table: pd.DataFrame) -> pd.DataFrame:
-    """How far each method was off in `trials`: a row a method, in order of the mean absolute error.
+    """How far each method was off in `trials`: one row per method, in order of the mean absolute error.
 
     Columns: method, error (mean absolute), low, high (its 95 % interval, bootstrap over kinds, since a kind's
     severities err alike), bias (mean of predicted - true), under, over (between which 95 % of predicted - true lie).
@@ -180,7 +181,8 @@ def errors(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def estimate(val_logits: Tensor, val_labels: Tensor, logits: Tensor, table: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of the first network on images without labels: a row a method, the one that erred least in trials first.
+    """Accuracy of the first network on images without labels: one row per method, the one that erred least in trials
+    first.
 
     Logits as of `predictions`, table as of `trials`. Columns: method; predicted; low, high: a 95 % interval for the
     luck of which images were drawn, here and in validation (bootstrap over images), blind to what the method gets

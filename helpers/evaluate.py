@@ -113,7 +113,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataFrame:
-    """What calibration_error sums: a row a bin of confidence that holds images, with columns low, high (the bin's
+    """What calibration_error sums: one row per bin of confidence that holds images, with columns low, high (the bin's
     edges), count, confidence (mean) and accuracy, all but the count in [0, 1].
     """
     confidence, predicted = logits.softmax(1).max(1)
@@ -182,7 +182,7 @@ def load_model(run: runs.Run, last: bool = False) -> nn.Module:
 
 
 def summary(found: dict[str, Any]) -> pd.DataFrame:
-    """The numbers of `report` as text: a row a metric, a column without and one with the mirror image."""
+    """The numbers of `report` as text: one row per metric, a column without and one with the mirror image."""
     columns = {"as they are": found, "mean softmax with the mirror image": found["mirrored"]}
     return pd.DataFrame({name: {
         "accuracy": str(Accuracy(part["accuracy"], part["low"], part["high"], part["count"])),
@@ -338,7 +338,8 @@ def tried_on(run: runs.Run) -> int:
 def shifted_metrics(
     run_dir: str | Path, severities: Iterable[int] = distort.SEVERITIES, count: int = 1_000, stand_in: bool = False
 ) -> pd.DataFrame:
-    """A finished run on distorted test images: a row a kind and severity, after one row for the same images untouched.
+    """A finished run on distorted test images: one row per kind and severity, after one row for the same images
+    untouched.
 
     Columns: those of corruption_table, kind "clean" first. The first `count` test images, or all if there are fewer, in
     every row the same. Writes the table to shift.csv beside run.json, the reliability of the clean and of all distorted
@@ -363,7 +364,7 @@ def shifted_metrics(
 
 
 def own_images(run: runs.Run, stand_in: bool = False) -> pd.DataFrame:
-    """How many of its own images a finished run gets right, in float32: a row a set, of its first 5,000 or all.
+    """How many of its own images a finished run gets right, in float32: one row per set, of its first 5,000 or all.
 
     Columns: images ("training" and "validation", as they are; "augmented validation", by all that the paper does to an
     image), strength (of that augmentation, `augment.Settings.scaled`, 0 to 1 by quarters; else 0), accuracy, low, high
@@ -394,7 +395,7 @@ def own_images(run: runs.Run, stand_in: bool = False) -> pd.DataFrame:
 
 
 def write_submission(path: Path, ids: Tensor, logits: Tensor) -> None:
-    """The competition's submission: a header ID,Labels and a row an image, labels 0 to 9."""
+    """The competition's submission: a header ID,Labels and one row per image, labels 0 to 9."""
     frame = pd.DataFrame({"ID": ids.cpu().numpy(), "Labels": logits.argmax(1).cpu().numpy()})
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")

@@ -56,8 +56,8 @@ ALT = {
     "augmentation ladder, with 95 % intervals; a second panel, if any, counts distorted images",
     "kind_severity": "A heat map of the test accuracy under each kind of distortion, a row each, at growing severity "
     "from left to right",
-    "predicted_accuracy": "Accuracy predicted without labels against the true one, a panel a method, a point a "
-    "distorted set, with the line where both are equal",
+    "predicted_accuracy": "Accuracy predicted without labels against the true one, one panel per method, one "
+    "point per distorted set, with the line where both are equal",
     "reported_reproduced": "The paper's accuracies beside ours, a group of bars each for training, validation and test "
     "images, a bar for the paper and one for each tier that was run",
 }
@@ -224,9 +224,14 @@ def ladder(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -
     """Test accuracy of each rung of a recipe's ladder that has been run, on clean and, where counted, distorted images:
     mean over seeds and its interval.
     """
-    names = {rung.name: "mixup" if rung.mixup_alpha else rung.stage for rung in recipe.ladder(base)}
     rows = _run(rungs(table, base), "ladder", base)
-    return _compare(rows.assign(rung=rows.rung.map(names)), "rung", f"The ladder on {base.name}, {schedule(rows)}")
+    rows = rows.assign(rung=rows.rung.map(_added(base)))
+    return _compare(rows, "rung", f"The ladder on {base.name}, {schedule(rows)}")
+
+
+def _added(base: recipe.Recipe) -> dict[str, str]:
+    """The rungs of the augmentation ladder: recipe -> what it adds, in a word."""
+    return {rung.name: "mixup" if rung.mixup_alpha else rung.stage for rung in recipe.ladder(base)}
 
 
 def changes(base: recipe.Recipe, kind: str = "climb") -> dict[str, str]:
@@ -248,7 +253,7 @@ def _rung_by_rung(table: pd.DataFrame, base: recipe.Recipe, kind: str) -> Figure
 
 
 def climb(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["quick"]) -> Figure:
-    """As `ladder`, of the climb on a recipe: a row a rung, named by what it changes of the one before."""
+    """As `ladder`, of the climb on a recipe: one row per rung, named by what it changes of the one before."""
     return _rung_by_rung(table, base, "climb")
 
 
@@ -344,6 +349,7 @@ def epochs(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["reduced"])
     """Test accuracy of rungs of a ladder over the length of the schedule (`over_epochs`), on clean and, where counted,
     distorted images: the mean over seeds, with its interval where there are several."""
     rows = _run(over_epochs(table, base), "schedules of several lengths", base)
+    rows = rows.assign(rung=rows.rung.map(_added(base)))
     single = bool((rows.groupby("recipe").size() == 1).all())
     panels = {f"{name}, %": {rung: _means(own, value, "epochs", single).sort_index().reset_index(names="x")
                              for rung, own in part.groupby("rung", sort=False)}
@@ -411,7 +417,7 @@ def reported(table: pd.DataFrame) -> Figure:
             for tier, rows in by_tier(table).items()}  # fmt: skip
     paper = [100 * level if level else float("nan") for _, level in REPORTED.values()]
     frame = pd.DataFrame({"paper: 300 epochs": paper, **ours}, [label for label, _ in REPORTED.values()])
-    return plots.bars(frame, "Reported and reproduced", "classified right, %")
+    return plots.bars(frame, "Reported, and our runs so far", "classified right, %")
 
 
 def draw(root: Path = runs.RECORDED, source: str | None = None) -> dict[str, Figure]:

@@ -270,7 +270,7 @@ def _describe(module: nn.Module, row: Any) -> str:
 
 
 def excitations(gates: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """Mean gate of a channel for each class, a panel an SE block; at most 40 channels, those that differ most first.
+    """Mean gate of a channel for each class, one panel per SE block; at most 40 channels, those that differ most first.
 
     gates: name -> [images, channels] in [0, 1]; labels int64 [images]. A class without images has no row.
     """
@@ -345,7 +345,8 @@ def intervals(frame: pd.DataFrame, title: str, xlabel: str = "test accuracy, %")
 
 
 def interval_panels(frames: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """`intervals` side by side, a panel a name (its label below) and the same rows in each; NaN leaves a row empty."""
+    """`intervals` side by side, one panel per name (its label below) and the same rows in each; NaN leaves a row empty.
+    """
     rows = len(next(iter(frames.values())))
     figure, axes = new(1, len(frames), width=8.8, height=0.34 * rows + 1.3, sharey=True, squeeze=False)
     _head(figure, title)
@@ -371,7 +372,7 @@ def _dots(axis: Any, frame: pd.DataFrame, xlabel: str, style: int = 0) -> None:
 
 
 def trends(panels: Mapping[str, Mapping[str, pd.DataFrame]], title: str, xlabel: str) -> Figure:
-    """Panels side by side, their labels to the left: a line a name over values that double, with intervals.
+    """Panels side by side, their labels to the left: one line per name over values that double, with intervals.
 
     panels: label -> name -> columns x, value, low, high; all but x in [0, 1], NaN ends leave a point without a bar.
     """
@@ -391,7 +392,8 @@ def trends(panels: Mapping[str, Mapping[str, pd.DataFrame]], title: str, xlabel:
 
 
 def forest(frame: pd.DataFrame, title: str) -> Figure:
-    """Differences with their intervals, as `helpers.shift.shift` gives them: a row a measure, a dotted line at none.
+    """Differences with their intervals, as `helpers.shift.shift` gives them: one row per measure, a dotted line at
+    none.
 
     Filled circles where the interval lies to one side of 0, open ones where it does not. The axis is linear up to one
     spread and logarithmic beyond, so that small and large differences fit in one picture.
@@ -540,7 +542,7 @@ def diagonal(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
 
 
 def reliability(panels: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], title: str) -> Figure:
-    """Confidence against accuracy, a panel a set of images, a line a name through the means over its runs.
+    """Confidence against accuracy, one panel per set of images, one line per name through the means over its runs.
 
     panels: set -> name -> tables of helpers.evaluate.reliability, one a run, their `bin` told by `low`. The band goes
     from the lowest to the highest run. Bins in which a run has fewer than 20 images are left out: they are noise.
@@ -564,11 +566,11 @@ def reliability(panels: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]], titl
 
 
 def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
-    """Predicted against true accuracy on known distortions, a panel a method with its error and the line of equals.
+    """Predicted against true accuracy on known distortions, one panel per method with its error and the line of equals.
 
     trials: columns kind, severity, method, predicted, true, the last two in [0, 1]; severities differ in colour and
     marker. A thin line leads to the farthest point from its kind, named in the corner, where points are rare.
-    errors: a row a method, columns method, error, low, high.
+    errors: one row per method, columns method, error, low, high.
     """
     figure, axes = new(1, len(errors), width=3.0 * len(errors), height=3.7, sharex=True, sharey=True, squeeze=False)
     values = 100 * trials[["true", "predicted"]].to_numpy()
@@ -592,7 +594,7 @@ def estimates(trials: pd.DataFrame, errors: pd.DataFrame, title: str) -> Figure:
 
 
 def bars(frame: pd.DataFrame, title: str, xlabel: str) -> Figure:
-    """Horizontal bars side by side: a group a row, a bar a column, told apart by colour and hatch."""
+    """Horizontal bars side by side: one group per row, one bar per column, told apart by colour and hatch."""
     columns = frame.shape[1] if sum(map(len, frame.columns)) < 80 else 1  # of the legend
     figure, axis = new(height=0.3 * len(frame) + 1.1 + 0.2 * frame.shape[1] / columns)
     y, thick = np.arange(len(frame))[::-1], 0.8 / frame.shape[1]
@@ -610,7 +612,7 @@ def histograms(
     panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, bins: Sequence[float],
     densities: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None, top: float | None = None,
 ) -> Figure:  # fmt: skip
-    """A panel a name side by side, each with outlined histograms of its named samples, as densities over `bins`.
+    """One panel per name side by side, each with outlined histograms of its named samples, as densities over `bins`.
 
     densities: panel -> (x, y) of a curve drawn over it. top: where the vertical axis ends, for densities without bound.
     """

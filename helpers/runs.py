@@ -91,7 +91,7 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: epoch, learning_rate, train_loss, train_accuracy, val_loss, val_accuracy, ..."""
+        """One row per epoch: epoch, learning_rate, train_loss, train_accuracy, val_loss, val_accuracy, ..."""
         try:
             return pd.read_csv(self.path / "history.csv")
         except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
@@ -111,7 +111,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def write_history(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write history.csv, a row an epoch."""
+    """Write history.csv, one row per epoch."""
     write_table(path / "history.csv", pd.DataFrame(rows))
 
 
@@ -250,8 +250,8 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
     under distortions, on corrupted_count images at corrupted_severities (as text); data, parameters, best_epoch,
     seconds (wall clock), images_per_second, device, commit, versions (as text); tier; ema (whether those weights are a
     moving average); stale (the fields that the named recipe has changed since, see `current`); and `history`, whose
-    cells are DataFrames with a row an epoch. A damaged run, and one that lies in another's folder, is left out, with a
-    warning that names it.
+    cells are DataFrames with one row per epoch. A damaged run, and one that lies in another's folder, is left out, with
+    a warning that names it.
     """
     rows = []
     for path in sorted(Path(root).glob("*/*/run.json")):
@@ -296,7 +296,7 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
 
 
 def listing(table: pd.DataFrame, root: Path = RECORDED) -> pd.DataFrame:
-    """What a person wants to see of load(root): a row a run, as text."""
+    """What a person wants to see of load(root): one row per run, as text."""
 
     def share(values: pd.Series) -> pd.Series:
         return values.map(percent, na_action="ignore").fillna("")

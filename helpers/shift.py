@@ -44,7 +44,9 @@ _HIGH_PASS = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))
 
 
 def measures(images: Tensor) -> pd.DataFrame:
-    """A row an image of uint8 [N, 3, H, W], a column a measure (see MEASURES); no labels and no network are needed."""
+    """One row per image of uint8 [N, 3, H, W], one column per measure (see MEASURES); no labels and no network are
+    needed.
+    """
     checked(images)
     parts = [_measure(part) for part in images.split(2_000) if len(part)]
     return pd.DataFrame(np.concatenate(parts) if parts else np.empty((0, len(MEASURES))), columns=list(MEASURES))
@@ -112,7 +114,7 @@ def _at_least(count: int, *sets: Tensor) -> None:
 
 
 def shift(reference: Tensor, other: Tensor, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
-    """How far the measures of one set of images lie from another's: a row a measure, both sets uint8 [N, 3, H, W].
+    """How far the measures of one set of images lie from another's: one row per measure, both sets uint8 [N, 3, H, W].
 
     Columns: the two means; `difference`, that of the means in units of the reference's standard deviation, with `low`
     and `high`, its 95 % interval (percentile bootstrap: images of both sets drawn anew, the unit kept); `ks`, the
@@ -148,7 +150,7 @@ def _ring_power(images: Tensor) -> Tensor:
 
 
 def spectrum(images: Tensor, resamples: int = 1_000, seed: int = 0) -> pd.DataFrame:
-    """Radial power spectrum of uint8 [N, 3, H, W]: a row a spatial frequency, from coarse to fine.
+    """Radial power spectrum of uint8 [N, 3, H, W]: one row per spatial frequency, from coarse to fine.
 
     Columns: frequency in cycles a pixel (0.5 is the finest), power (mean over the images of the grey image's squared
     Fourier amplitude in a ring, Hann window after Welch 1967, in squared grey levels of 0 to 1: noise of variance v has
@@ -257,8 +259,8 @@ def _detail(images: Tensor) -> np.ndarray:
 class KindFinder:
     """Trees that know the kinds of helpers.distort, with what they take for what.
 
-    `confusion`: a row a true kind ("clean" first, then KINDS), a column what it was taken for, in shares of the row,
-    counted on images that the trees had not seen, as many of each severity.
+    `confusion`: one row per true kind ("clean" first, then KINDS), a column what it was taken for, in shares of the
+    row, counted on images that the trees had not seen, as many of each severity.
     """
 
     model: HistGradientBoostingClassifier
@@ -266,7 +268,8 @@ class KindFinder:
     tested: int  # images a row
 
     def shares(self, images: Tensor, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
-        """How much of each kind a set uint8 [N, 3, H, W] seems to hold: a row a kind, columns share, low, high, taken.
+        """How much of each kind a set uint8 [N, 3, H, W] seems to hold: one row per kind, columns share, low, high,
+        taken.
 
         `taken` is the share of images that the trees take for the kind. `share` corrects it: the mix of rows of the
         confusion, none negative, whose sum comes nearest to `taken` (black-box shift estimation, Lipton et al. 2018, by

@@ -39,9 +39,9 @@ def seeds_noise(accuracy: float, count: int = 10_000) -> float:
 
 def over_seeds(table: pd.DataFrame, value: str = "test_accuracy", by: str = "recipe", count: int = 10_000
                ) -> pd.DataFrame:  # fmt: skip
-    """Mean over the seeds of each recipe with its t interval: a row a recipe, in the order of first appearance.
+    """Mean over the seeds of each recipe with its t interval: one row per recipe, in the order of first appearance.
 
-    table: a row a run, as runs.load() gives it. Columns: `by`, seeds, mean, std (of one run), low, high, lowest,
+    table: one row per run, as runs.load() gives it. Columns: `by`, seeds, mean, std (of one run), low, high, lowest,
     highest, and the standard deviation to expect of one run: images_noise (binomial), seeds_noise (Jordan 2023), on
     `count` images. Of one seed std, low and high are NaN, and `note` says so.
     """
@@ -61,7 +61,7 @@ def over_seeds(table: pd.DataFrame, value: str = "test_accuracy", by: str = "rec
 
 
 def steps(table: pd.DataFrame, order: Sequence[str], value: str = "test_accuracy", by: str = "recipe") -> pd.DataFrame:
-    """Each recipe in `order` less the one before it, paired by seed: a row a step between two that were run.
+    """Each recipe in `order` less the one before it, paired by seed: one row per step between two that were run.
 
     By least squares an accuracy is the sum of a recipe's share, a seed's and an error, as wide for one recipe as for
     another: so all recipes of the table tell how far chance reaches, where three seeds of two would tell next to
@@ -82,7 +82,7 @@ def against(table: pd.DataFrame, base: str, order: Sequence[str], value: str = "
 
 
 def _by_seed(table: pd.DataFrame, order: Sequence[str], value: str, by: str) -> pd.DataFrame:
-    """A row a seed, a column a recipe in order; without those that were not run."""
+    """One row per seed, one column per recipe in order; without those that were not run."""
     if table.duplicated([by, "seed"]).any():
         raise CourseError(f"Two rows have one {by} and seed: give each run once.")
     wide = table.pivot(index="seed", columns=by, values=value).astype(float)
@@ -133,7 +133,7 @@ def verdict(difference: float, p: float) -> str:
 
 
 def checkpoints(right: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """McNemar's exact test between the weights of each two runs on the same images: a row a pair.
+    """McNemar's exact test between the weights of each two runs on the same images: one row per pair.
 
     right: name -> bool [N], which images it gets right (`helpers.evaluate.correct_on_test`). Columns: first, second,
     only_first, only_second (images that only the one gets right), difference (accuracy of the second less the first's),

@@ -65,13 +65,13 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     for value, (name, part) in figures.measured(rows, by).items():
         short = name.partition(" ")[0]
         if base is None:
-            found, less = stats.steps(part, order, value, by), "less the one before"
+            found, minus = stats.steps(part, order, value, by), "minus the one before"
         else:
-            found, less = stats.against(part, base, order, value, by), f"less {base}"
+            found, minus = stats.against(part, base, order, value, by), f"minus {base}"
         means = stats.over_seeds(part, value, by).set_index(by)
         found = found.set_index("after")
         table[name] = pd.Series({row.Index: _cell(percent(row.mean), row.low, row.high) for row in means.itertuples()})
-        table[f"{short}: {less}, points"] = pd.Series({
+        table[f"{short}: {minus}, points"] = pd.Series({
             row.Index: _cell(_points(row.difference), row.low, row.high, "+") for row in found.itertuples()
         })
         table[f"{short}: verdict"] = found.verdict + found.p_holm.map(_p)
@@ -168,21 +168,21 @@ def epochs(table: pd.DataFrame, page: Path = PAGES[0]) -> str:
 
 
 def lengths(rows: pd.DataFrame) -> pd.DataFrame:
-    """The runs of `figures.over_epochs` as text: a row a length, indexed by `epochs`. Columns: how many seeds each rung
-    has (one number where all have as many); for each measure the mean over seeds of each rung, and each rung less the
-    one before it, paired by seed, with an interval where seeds allow.
+    """The runs of `figures.over_epochs` as text: one row per length, indexed by `epochs`. Columns: how many seeds each
+    rung has (one number where all have as many); for each measure the mean over seeds of each rung, and each rung less
+    the one before it, paired by seed, with an interval where seeds allow.
     """
     many = rows.groupby(["epochs", "rung"]).size().groupby("epochs")
     table = pd.DataFrame({"seeds": many.agg(lambda counts: " or ".join(map(str, sorted(set(counts)))))})
     for value, (name, part) in figures.measured(rows, "rung").items():
-        short, order, less = name.partition(" ")[0], list(dict.fromkeys(part.rung)), {}
+        short, order, minus = name.partition(" ")[0], list(dict.fromkeys(part.rung)), {}
         means = part.pivot_table(index="epochs", columns="rung", values=value)[order]
         table = table.join(means.map(percent, na_action="ignore").add_prefix(f"{short}: "))
         for (before, after), (count, own) in product(pairwise(order), part.groupby("epochs")):
             for row in stats.steps(own[own.rung.isin((before, after))], (before, after), value, "rung").itertuples():
                 cell = _cell(_points(row.difference), row.low, row.high, "+")
-                less.setdefault(f"{short}: {after} less {before}, points", {})[count] = cell
-        table = table.join(pd.DataFrame(less))
+                minus.setdefault(f"{short}: {after} minus {before}, points", {})[count] = cell
+        table = table.join(pd.DataFrame(minus))
     return table.fillna("")
 
 
@@ -273,7 +273,7 @@ _BESIDE = {
 
 
 def speed() -> str:
-    """The recorded measurements: a row a comparison, a column a batch size; the other numbers in a sentence."""
+    """The recorded measurements: one row per comparison, one column per batch size; the other numbers in a sentence."""
     steps, augmented, distorted = (bench.recorded(subject) for subject in ("train", "augment", "distort"))
     loops, batches = steps.set_index(["loop", "batch"]), sorted(set(steps.batch))
     rate, ceiling, first = (loops[column] for column in ("images/s", "ceiling", "first s"))

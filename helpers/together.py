@@ -35,7 +35,7 @@ def mean_of_weights(models: Sequence[nn.Module], images: Tensor, augment: Augmen
 def together(folder: str | Path, stand_in: bool = False) -> pd.DataFrame:
     """The seeds in a recipe's folder on the test set: each alone, then the two ways of making one of all.
 
-    A row a network: network, accuracy with its Wilson interval low .. high, count; kept in together.csv. Nothing is
+    One row per network: network, accuracy with its Wilson interval low .. high, count; kept in together.csv. Nothing is
     chosen by it. Raises CourseError for fewer than two seeds with weights.
     """
     folder = Path(folder)

@@ -16,7 +16,7 @@ G = np.random.default_rng(7)
 
 
 def table(**values) -> pd.DataFrame:
-    """A row a run, from recipe -> test accuracies by seed."""
+    """One row per run, from recipe -> test accuracies by seed."""
     return pd.DataFrame([{"recipe": name, "seed": seed, "test_accuracy": value} for name, found in values.items()
                          for seed, value in enumerate(found)])  # fmt: skip
 

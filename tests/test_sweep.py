@@ -79,7 +79,7 @@ def test_every_run_is_what_it_is_by_itself_and_is_made_once(reference, tmp_path,
     for run in RUNS:
         assert result(tmp_path / run) == result(reference / run)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(map(str, RUNS)), "a line a run, and no line an epoch"
+    assert [line.split()[0] for line in lines] == list(map(str, RUNS)), "one line per run, and none per epoch"
     assert re.match(r"tiny/0 test \d+\.\d\d %  \(1 of 4 done, 0 running, 3 waiting, about 0:00:\d\d left\)$", lines[0])
     assert lines[3].endswith("(4 of 4 done, 0 running, 0 waiting)")
     before = files(tmp_path)

@@ -177,7 +177,7 @@ def test_a_ladder_is_told_on_clean_and_on_distorted_images(tmp_path):
             gap, (low, high) = one.effect[0], one.conf_int(0.05)[0]
             word = ("higher" if gap > 0 else "lower") if p[row - 1] < 0.05 else "inside the noise"
             said = "p < 0.001" if p[row - 1] < 0.0005 else f"p {p[row - 1]:.3f}"
-            assert found.iloc[row][[f"{short}: less the one before, points", f"{short}: verdict"]].tolist() == [
+            assert found.iloc[row][[f"{short}: minus the one before, points", f"{short}: verdict"]].tolist() == [
                 f"{100 * gap:+.2f} [{100 * low:+.2f} to {100 * high:+.2f}]", f"{word} ({said})",
             ]  # fmt: skip
             assert found[name].iloc[row].startswith(f"{percent(values[row].mean())} [")
@@ -199,7 +199,7 @@ def test_schedules_are_told_with_what_sets_the_last_rung_from_the_first(tmp_path
     text = tables.epochs(runs.load(tmp_path))
     assert text.startswith("On `quick` (tier quick, 4 to 32 epochs, 10,000 images, seeds 0, 1, 2):")
     rows = cells(text)
-    assert rows[0][2:] == ["test: quick", "test: quick-mixup", "test: quick-mixup less quick, points"]
+    assert rows[0][2:] == ["test: quick", "test: quick-mixup", "test: quick-mixup minus quick, points"]
     low, high = t.interval(0.95, 2, -38 / 3, np.std([-15, -12, -11], ddof=1) / np.sqrt(3))
     assert rows[2:] == [
         ["4", "1", "50.00 %", "30.00 %", "-20.00"],
@@ -215,7 +215,7 @@ def test_a_varied_field_is_set_against_the_base(tmp_path):
             record(tmp_path, QUICK.but(name=name, mixup_alpha=alpha, seed=seed), accuracy + seed * alpha / 1000)
     table = runs.load(tmp_path)
     rows = cells(tables.varied(table))
-    assert rows[0][:3] == ["mixup_alpha", "test accuracy", "test: less no Mixup (quick), points"]
+    assert rows[0][:3] == ["mixup_alpha", "test accuracy", "test: minus no Mixup (quick), points"]
     assert [row[0] for row in rows[2:]] == ["no Mixup (quick)", "mixup alpha 0.2", "mixup alpha 1"]
     assert rows[2][2:] == ["", ""] and rows[3][2].startswith("+5.02 [") and rows[4][2].startswith("-3.90 [")
     assert rows[3][3].startswith("higher") and rows[4][3].startswith("lower")

@@ -51,7 +51,7 @@ class Settings:
     the pixels end up black, there 21 %.
     """
 
-    padding: int = 4  # He et al. 2016 for CIFAR-10; the usual RandomCrop(32, padding=4)
+    padding: int = 4  # He et al. 2015 for CIFAR-10; the usual RandomCrop(32, padding=4)
     flip: float = 0.5  # torchvision's default
     rotation: float = 15.0  # degrees each way: a car stays a car; no default to follow
     brightness: float = 0.2  # factors in 1 +- 0.2 and hue in +- 0.05 of a turn, half of what torchvision's

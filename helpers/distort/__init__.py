@@ -77,9 +77,9 @@ def write_cifar10c(
 def competition_like(images: Tensor, seed: int = 0) -> tuple[Tensor, pd.DataFrame]:
     """A mix of our own in the manner of the competition's hidden set: each image distorted in a way of its own.
 
-    Returns uint8 of the same shape, and a table of `kind` (one of SCORED) and `severity`, a row an image. Each of the
-    75 ways is as likely as another. None stays clean: the mix's accuracy is then the mean over kinds and severities,
-    and who wants clean images has the test set. What the competition did to its images is not known.
+    Returns uint8 of the same shape, and a table of `kind` (one of SCORED) and `severity`, one row per image. Each of
+    the 75 ways is as likely as another. None stays clean: the mix's accuracy is then the mean over kinds and
+    severities, and who wants clean images has the test set. What the competition did to its images is not known.
     """
     checked(images)
     ways = torch.randint(len(SCORED) * len(SEVERITIES), (len(images),), generator=generator(0xC0317, int(seed)))

@@ -107,7 +107,8 @@ def sentence(error: Exception) -> str:
 
 
 def forecast(jobs: Sequence[Job], root: Path) -> tuple[pd.DataFrame, list[str]]:
-    """What a sweep would do: a row a run (recipe, seed, state, images, time h:mm:ss), and sentences on speed and sum.
+    """What a sweep would do: one row per run (recipe, seed, state, images, time h:mm:ss), and sentences on speed and
+    sum.
 
     The time is that of training alone, on the device of this machine: from recorded runs of the same network on a
     device of this name, else from a measurement of two seconds.
