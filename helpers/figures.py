@@ -338,10 +338,10 @@ def all_varied(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
 def over_epochs(table: pd.DataFrame, base: recipe.Recipe) -> pd.DataFrame:
     """The runs of those rungs of a recipe's ladder of which three lengths of the schedule or more have been run, the
-    recipe being equal in all else: a rung after the other, the shortest first, with a column `rung`. Empty where there
-    are none.
+    recipe being equal in all else: a rung after the other, the shortest first, with what it adds as a column `rung`.
+    Empty where there are none.
     """
-    parts = [varied(table, "epochs", rung.name).assign(rung=rung.name) for rung in recipe.ladder(base)]
+    parts = [varied(table, "epochs", name).assign(rung=added) for name, added in _added(base).items()]
     return pd.concat([part if part.epochs.nunique() > 2 else part[:0] for part in parts], ignore_index=True)
 
 
@@ -349,7 +349,6 @@ def epochs(table: pd.DataFrame, base: recipe.Recipe = recipe.RECIPES["reduced"])
     """Test accuracy of rungs of a ladder over the length of the schedule (`over_epochs`), on clean and, where counted,
     distorted images: the mean over seeds, with its interval where there are several."""
     rows = _run(over_epochs(table, base), "schedules of several lengths", base)
-    rows = rows.assign(rung=rows.rung.map(_added(base)))
     single = bool((rows.groupby("recipe").size() == 1).all())
     panels = {f"{name}, %": {rung: _means(own, value, "epochs", single).sort_index().reset_index(names="x")
                              for rung, own in part.groupby("rung", sort=False)}

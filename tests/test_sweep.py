@@ -93,6 +93,10 @@ def test_a_run_asked_for_twice_is_planned_once(tmp_path):
 def test_what_was_trained_but_not_tested_is_tested(reference, finished_tiny, tmp_path):
     shutil.copytree(finished_tiny, tmp_path / "tiny" / "0")
     assert [job.state for job in sweep.plan([TINY], [0], tmp_path, stand_in=True)] == ["to test"]
+    weights = (tmp_path / "tiny" / "0" / runs.WEIGHTS).rename(tmp_path / "away")
+    (job,) = sweep.plan([TINY], [0], tmp_path, stand_in=True)
+    assert job.state == "refused: to test, and its weights are not here"
+    weights.rename(tmp_path / "tiny" / "0" / runs.WEIGHTS)
     assert swept(tmp_path, [TINY], [0]) == {}
     assert result(tmp_path / "tiny" / "0") == result(reference / "tiny" / "0")
 
@@ -113,7 +117,7 @@ def test_distorted_images_are_asked_for_and_made_once(reference, tmp_path):
     ("asked", "state"),
     [(10, "finished"), (11, "refused: to distort again, 10 images so far, and its weights are not here")],
 )
-def test_a_record_that_came_without_weights_or_tables_is_believed(reference, tmp_path, asked, state):
+def test_a_record_without_weights_is_believed_and_what_wants_them_is_refused(reference, tmp_path, asked, state):
     path = shutil.copytree(reference / "tiny" / "0", tmp_path / "tiny" / "0")
     (job,) = sweep.plan([TINY], [0], tmp_path, True, asked)
     assert job.state == "to distort"

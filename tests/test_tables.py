@@ -194,12 +194,12 @@ def test_schedules_are_told_with_what_sets_the_last_rung_from_the_first(tmp_path
             record(tmp_path, recipe.vary(rung.but(seed=seed), epochs=[epochs])[0], accuracy)
     assert tables.epochs(runs.load(tmp_path)[:3]) == "None is recorded yet.\n"
     alone = cells(tables.epochs(runs.load(tmp_path)))
-    assert alone[0] == ["epochs", "seeds", "test: quick"], "the last has two lengths only"
+    assert alone[0] == ["epochs", "seeds", "test: crop_flip"], "the last has two lengths only"
     record(tmp_path, recipe.vary(last, epochs=[32])[0], 0.8)
     text = tables.epochs(runs.load(tmp_path))
     assert text.startswith("On `quick` (tier quick, 4 to 32 epochs, 10,000 images, seeds 0, 1, 2):")
     rows = cells(text)
-    assert rows[0][2:] == ["test: quick", "test: quick-mixup", "test: quick-mixup minus quick, points"]
+    assert rows[0][2:] == ["test: crop_flip", "test: mixup", "test: mixup minus crop_flip, points"]
     low, high = t.interval(0.95, 2, -38 / 3, np.std([-15, -12, -11], ddof=1) / np.sqrt(3))
     assert rows[2:] == [
         ["4", "1", "50.00 %", "30.00 %", "-20.00"],
