@@ -563,7 +563,7 @@ def test_reproduce_refuses_before_anything_runs(course, tmp_path):
 
 
 def stored(png: bytes) -> tuple[int, np.ndarray]:
-    """How many bytes of a picture a notebook stores, and how many levels each value is off."""
+    """How many bytes a notebook stores of a picture, and how many levels each value is then off."""
     output = new_output("display_data", {"image/png": base64.b64encode(png).decode()})
     kept = normalised(new_notebook(cells=[new_code_cell("x", outputs=[output])])).cells[0].outputs[0].data["image/png"]
     kept = base64.b64decode(kept)
