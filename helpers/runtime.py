@@ -111,7 +111,7 @@ def device_name(device: torch.device) -> str:
     """
     import torch
 
-    cpu = f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
+    cpu = f"CPU, {platform.machine()}, {counted(torch.get_num_threads(), 'thread')}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return name if has_bfloat16(device) else f"{name}, no bfloat16"
 

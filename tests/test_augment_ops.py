@@ -104,6 +104,18 @@ def test_within_one_level(name, seed, size, special):
     assert difference.abs().max() <= 1
 
 
+@pytest.mark.parametrize("name", ONE_LEVEL)
+def test_a_level_off_is_the_exception(name):
+    """It comes of a rounding that falls the other way, and not of another formula."""
+    images, m = images_of(4, 70, (32, 32)), magnitudes_for(name, 4, 70)
+    assert (getattr(ops, name)(images, m) == reference(name, images, m)).float().mean() > 0.75
+
+
+def test_a_threshold_above_all_levels_inverts_none():
+    images = images_of(5, 7, (32, 32))
+    assert torch.equal(ops.solarize(images, torch.full((7,), 256.0)), images)
+
+
 @pytest.mark.parametrize("name", GEOMETRY)
 @cases
 @thorough

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
 
 from helpers import augment, data
 from helpers.runtime import ROOT, CourseError
@@ -228,6 +229,15 @@ def test_smaller_training_part_keeps_the_validation_images():
     assert set(small.train.images.flatten().tolist()) < set(large.train.images.flatten().tolist())
 
 
+def test_the_split_is_scikit_learns_in_two_steps_of_one_seed():
+    full = fake_set()._replace(images=torch.arange(1_000).view(-1, 1, 1, 1))
+    rest, val = train_test_split(np.arange(1_000), test_size=200, stratify=full.labels, random_state=3)
+    train = train_test_split(rest, train_size=100, stratify=full.labels[rest], random_state=3)[0]
+    ours = data.split_train_val(full, 200, 100, 3)
+    assert ours.train.images.flatten().tolist() == sorted(train)
+    assert ours.val.images.flatten().tolist() == sorted(val)
+
+
 @pytest.mark.parametrize(
     ("val", "train"),
     [(0, 100), (1_000, None), (500, 501), (5, 100), (100, 5), (-1, 10), (500, 499), (500, 491)],
@@ -282,6 +292,8 @@ def test_stand_in_is_seeded_balanced_and_learnable():
     spectrum = lambda images: torch.fft.rfft2(images.float().mean(1)).abs().log1p().flatten(1).numpy()  # noqa: E731
     classify = lambda describe: LogisticRegression(max_iter=300).fit(describe(train.images), train.labels).score(  # noqa: E731
         describe(test.images), test.labels)  # fmt: skip
+    steps = train.images.int().diff(dim=3).abs()
+    assert (steps > 200).float().mean() < 0.01, "noise ends at black and white, and does not begin again at the other"
     score, colours = classify(spectrum), classify(lambda images: images.float().mean((2, 3)).numpy())
     assert score > 0.7 and colours < 0.2
 

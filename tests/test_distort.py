@@ -330,6 +330,14 @@ def test_fog_fills_a_plain_image_between_two_known_levels(severity):
     assert (foggy.amin(1) == round(200 * (200 / 255) / (200 / 255 + amount))).all()
 
 
+def test_fog_is_grey():
+    """As much in every channel, and scaled by the brightest level of the image, not of the channel."""
+    image = grey(0, 8)
+    image[:, 0], image[:, 1], brightest, amount = 200, 100, 200 / 255, 0.75
+    expected = round(255 * (100 / 255 + amount) * brightest / (brightest + amount))
+    assert (distort(image, "fog", 3)[:, 1].flatten(1).amax(1) == expected).all()
+
+
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_frost_is_a_share_of_the_image_and_a_share_of_a_texture(severity):
     image, ice = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))[severity - 1]
@@ -441,6 +449,11 @@ def test_every_image_and_channel_has_its_own_noise(kind):
     noise = distort(grey(128, 8), kind, 5).float() - 128
     correlation = np.corrcoef(noise.view(24, -1).numpy())
     assert np.abs(correlation - np.eye(24)).max() < 0.15
+
+
+def test_kinds_do_not_share_their_noise():
+    one, other = (distort(grey(128, 4), kind, 3).float().sub(128).flatten() for kind in NOISES[::3])
+    assert np.abs(np.corrcoef(one, other)[0, 1]) < 0.1
 
 
 # ------------------------------------------------------------------------------------------------------- behaviour

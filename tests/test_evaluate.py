@@ -159,11 +159,11 @@ def test_bfloat16_is_float32_where_it_would_be_imitated(tiny, stand_in, monkeypa
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64", reason="Linux on x86")
-def test_bfloat16_is_for_cpus_with_avx512(monkeypatch):
+def test_bfloat16_is_for_cpus_with_avx512(monkeypatch, one_thread):
     cpu, flags = torch.device("cpu"), Path("/proc/cpuinfo").read_text().split()
     if "avx_ne_convert" not in flags:  # another set of instructions for it, of CPUs without AVX-512
         assert runtime.has_bfloat16(cpu) is ({"avx512bw", "avx512vl", "avx512dq"} <= set(flags))
-    for native, end in ((True, "threads"), (False, "threads, no bfloat16")):
+    for native, end in ((True, ", 1 thread"), (False, ", 1 thread, no bfloat16")):
         monkeypatch.setattr(runtime, "has_bfloat16", lambda device, native=native: native)
         assert runtime.device_name(cpu).endswith(end)
 

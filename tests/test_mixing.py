@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from helpers.mixing import Mixed, beta, cutmix, mix, mixed_correct, mixed_cross_entropy, mixup
+from helpers.mixing import LEAST_ALPHA, Mixed, beta, cutmix, mix, mixed_correct, mixed_cross_entropy, mixup
 from helpers.runtime import CourseError, generator
 
 CPU = torch.device("cpu")
@@ -106,6 +106,23 @@ def test_cutmix_rectangles_have_the_area_and_place_of_the_paper():
     assert mixed.lam.mean().item() == pytest.approx(1 - (extent.prod(0) / side**2).mean().item(), abs=0.012)
 
 
+def test_a_box_is_as_tall_and_wide_as_its_image_and_its_centre_a_pixel(monkeypatch):
+    """Lambda 15 / 16: a quarter of each side, from half of that before the centre to half after, cut at the edges."""
+    monkeypatch.setattr("helpers.mixing.beta", lambda alpha, n, generator, device: torch.full((n,), 15 / 16))
+    n, sides = 8_000, (8, 16)
+    images = torch.arange(float(n)).view(-1, 1, 1, 1).expand(-1, 1, *sides)
+    pasted = (cutmix(images, torch.arange(n), 1.0, generator(23), per_image=True).images != images)[:, 0]
+    pasted = pasted[pasted.any((1, 2))]  # not those that were their own partner
+    for side, along in zip(sides, (pasted.any(2), pasted.any(1)), strict=True):
+        half = side // 8
+        assert along.sum(1).max() == 2 * half
+        last = (along * torch.arange(side)).amax(1)  # of a centre drawn from 0 to side - 1: centre + half - 1, or the edge
+        expected = torch.bincount((torch.arange(side) + half - 1).clamp(max=side - 1), minlength=side) / side
+        seen = torch.bincount(last, minlength=side)
+        assert not seen[expected == 0].any()
+        assert stats.chisquare(seen[expected > 0], len(last) * expected[expected > 0]).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("mix", [mixup, cutmix])
 def test_lambda_1_is_the_identity(mix, monkeypatch):
     monkeypatch.setattr("helpers.mixing.beta", lambda alpha, n, generator, device: torch.ones(n))
@@ -194,16 +211,17 @@ def test_loss_is_that_of_the_mixed_target(smoothing):
 
 
 def test_accuracy_counts_both_classes():
-    logits = torch.eye(4)[[0, 1, 2, 3]]
-    a, b = torch.tensor([0, 0, 2, 0]), torch.tensor([1, 1, 2, 1])
-    mixed = Mixed(torch.zeros(4, 1, 1, 1), a, b, torch.full((4,), 0.7))
-    # predicted 0 1 2 3: the first is class a (0.7), the second class b (0.3), the third both (1), the fourth neither
-    assert mixed_correct(logits, mixed).item() == pytest.approx(0.7 + 0.3 + 1 + 0)
+    logits = torch.eye(4)[[0, 1, 2, 3, 0]]
+    a, b = torch.tensor([0, 0, 2, 0, 0]), torch.tensor([1, 1, 2, 1, 1])
+    mixed = Mixed(torch.zeros(5, 1, 1, 1), a, b, torch.full((5,), 0.7))
+    # predicted 0 1 2 3 0: class a (0.7), class b (0.3), both (1), neither, class a again
+    assert mixed_correct(logits, mixed).item() == pytest.approx(0.7 + 0.3 + 1 + 0 + 0.7)
 
 
 @pytest.mark.parametrize("mix", [mixup, cutmix])
 def test_wrong_arguments_are_refused_in_one_sentence(mix):
     images, targets = batch()
+    assert len(mix(images, targets, LEAST_ALPHA).lam) == len(images), "the least that is allowed is"
     wrong = [
         ((images.byte(), targets, 1.0), "float images"),
         ((images[0], targets, 1.0), "float images"),
@@ -212,6 +230,7 @@ def test_wrong_arguments_are_refused_in_one_sentence(mix):
         ((images, targets, -0.1), "alpha"),
         ((images, targets, 0.005), "alpha must be 0 for no mixing, or a number of at least 0.01"),
         ((images, targets, float("nan")), "alpha"),
+        ((images, targets, float("inf")), "alpha"),
         ((images, targets, "1"), "alpha"),
         ((images, [0] * len(images), 1.0), "one per image, but got a list"),
         ((images.numpy(), targets, 1.0), "float images .* but got a ndarray"),

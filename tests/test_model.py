@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers.model import BasicBlock, Dropout, SEBlock, SEResNet, count_parameters
+from helpers.model import SE_PLACEMENTS, BasicBlock, Dropout, SEBlock, SEResNet, count_parameters
 from helpers.runtime import CourseError, generator
 
 LAYOUTS = [(1,), (2, 1), (1, 2, 1), (2, 2, 2, 2), (3, 3, 4, 3)]
@@ -162,6 +162,12 @@ def test_se_sits_where_its_placement_says(placement, expected, c_in, c_out, stri
     torch.testing.assert_close(block(x), expected(block.se, branch, block.downsample, theirs, x))
 
 
+@pytest.mark.parametrize("placement", SE_PLACEMENTS)
+def test_the_network_hands_the_placement_to_every_block(placement):
+    net = small(blocks=(1, 2), se_placement=placement)
+    assert [m.se_placement for m in net.modules() if isinstance(m, BasicBlock)] == [placement] * 3
+
+
 def test_an_unknown_placement_is_refused():
     with pytest.raises(CourseError, match="se_placement='middle' is unknown: expected one of standard, pre"):
         BasicBlock(8, 8, se_placement="middle")
@@ -181,6 +187,23 @@ def test_drop_path_is_torchvisions_stochastic_depth(p):
     assert sorted({round(float(v), 3) for v in (theirs / x)[:, 0, 0, 0]}) == sorted(
         {round(float(v), 3) for v in (out / x)[:, 0, 0, 0]}
     )
+
+
+def test_dropout_draws_for_each_image_and_feature():
+    torch.manual_seed(4)
+    assert len(Dropout(0.5, 100)(torch.ones(20, 100)).unique(dim=0)) == 20
+    net, seen = SEResNet((1,), 64, 4, dropout=0.5).train(), []
+    net.fc.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+    net(torch.randn(20, 3, 8, 8))
+    dropped = (seen[0] == 0).float().mean(1)  # of each image's 64 features
+    assert (dropped > 0.1).all() and (dropped < 0.9).all()
+
+
+def test_what_is_dropped_is_drawn_from_the_generator_given():
+    drops = [Dropout(0.5, 3), Dropout(0.5, 3)]
+    for drop in drops:
+        drop.draw(4, generator(6))
+    assert torch.equal(drops[0].drawn, drops[1].drawn)
 
 
 def test_drop_path_grows_from_block_to_block():

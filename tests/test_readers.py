@@ -104,6 +104,7 @@ def test_a_folder_of_images(tmp_path):
     for i, picture in enumerate(PICTURES):
         save(picture, tmp_path / "flat" / f"{100 - i}.png")
     (tmp_path / "flat" / "readme.txt").write_text("not a picture")
+    (tmp_path / "flat" / "._100.png").write_text("what a Mac puts beside a picture")
     images, labels, ids = data.load_shifted(tmp_path / "flat")
     assert labels is None and ids.tolist() == [100, 94, 95, 96, 97, 98, 99], "by name: 100.png, 94.png ..."
     assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), PICTURES[100 - ids.numpy()])
@@ -112,6 +113,12 @@ def test_a_folder_of_images(tmp_path):
     assert ids.tolist() == list(range(8)), "not every name is a number"
     with Image.open(tmp_path / "flat" / "one more.JPG") as picture:
         assert np.array_equal(images[7].permute(1, 2, 0).numpy(), np.asarray(picture))
+
+
+def test_a_name_too_long_for_a_number_is_a_name(tmp_path):
+    for name in ("9" * 19, "1"):  # 2^63 - 1 has 19 digits, and is less
+        save(PICTURES[0], tmp_path / f"{name}.png")
+    assert data.load_shifted(tmp_path)[2].tolist() == [0, 1]
 
 
 def test_grey_pictures_with_and_without_transparency_are_read_as_grey(tmp_path):

@@ -27,6 +27,7 @@ WHOLE = {
     "train_size": (10, 45_000),
     "val_size": (10, 25_000),
     "split_seed": (0, 2**31 - 1),
+    "stem_stride": (1, 2),
 }
 REAL = {
     "dropout": (0.0, 0.95),
@@ -36,6 +37,12 @@ REAL = {
     "strength": (0.0, 2.0),
     "mixup_alpha": (0.0, 10.0),
     "consistency": (0.0, 100.0),
+    "drop_path": (0.0, 0.95),
+    "clip_norm": (0.0, 1_000.0),
+    "label_smoothing": (0.0, 0.5),
+    "sam_rho": (0.0, 2.0),
+    "ema_decay": (0.0, 0.99999),
+    "cutmix_alpha": (0.0, 10.0),
 }
 NUMBERS = WHOLE | REAL
 
@@ -154,6 +161,14 @@ def test_the_approach_on_the_papers_recipe_ends_at_beyond():
         assert len(set(once)) == len(once), "no rung takes back what another gave"
 
 
+def test_what_goes_along_with_a_change_is_in_proportion():
+    paper, made = RECIPES["paper"], recipe.ingredients(RECIPES["paper"])
+    (larger,) = [one for one in made if one.batch_size != paper.batch_size]
+    assert larger.batch_size == 256 and larger.learning_rate == paper.scaled_to(256).learning_rate == 0.08
+    (apart,) = [one for one in made if one.decoupled_decay]
+    assert apart.weight_decay == 0.001, "momentum 0.9 sums ten steps of it"
+
+
 @pytest.mark.parametrize("base", ["paper", "beyond", "sprint"])
 def test_what_beyond_is_made_of_stays_under_the_limit_of_parameters(base):
     made = recipe.ingredients(recipe.get(base))
@@ -246,8 +261,8 @@ def test_a_recipe_either_round_trips_or_is_refused(changes):
     try:
         made = Recipe("x", **changes)
     except CourseError:
-        alpha = changes.get("mixup_alpha", 0)
-        clash = (changes.get("consistency") and alpha) or 0 < alpha < 0.01
+        alphas = [changes.get(name, 0) for name in ("mixup_alpha", "cutmix_alpha")]
+        clash = (changes.get("consistency") and any(alphas)) or any(0 < alpha < 0.01 for alpha in alphas)
         assert clash or any(not NUMBERS[name][0] <= value <= NUMBERS[name][1] for name, value in changes.items())
     else:
         assert Recipe.from_dict(json.loads(json.dumps(made.to_dict()))) == made
@@ -256,6 +271,22 @@ def test_a_recipe_either_round_trips_or_is_refused(changes):
 @pytest.mark.parametrize("blocks", [(), (1,) * 5, (0, 1), (1, 51), (1.0, 1), (True, 1), "31", 3, None, ((1,),)])
 def test_impossible_blocks_are_refused(blocks):
     assert refused("blocks", blocks).endswith("1 to 4 whole numbers from 1 to 50.")
+
+
+@pytest.mark.parametrize("sides", [(), (16,) * 11, (7, 32), (32, 65), (32.0,), "32", 32, None])
+def test_impossible_resolutions_are_refused(sides):
+    assert refused("resolutions", sides).endswith("1 to 10 whole numbers from 8 to 64.")
+
+
+def test_every_resolution_has_an_epoch():
+    assert Recipe("x", resolutions=(8, 64), epochs=2, warmup_epochs=0).resolutions == (8, 64)
+    with pytest.raises(CourseError, match=r"^2 resolutions do not fit into epochs=1: give fewer\.$"):
+        Recipe("x", resolutions=(8, 64), epochs=1, warmup_epochs=0)
+
+
+def test_nesterov_needs_a_momentum():
+    with pytest.raises(CourseError, match=r"^nesterov=True needs a momentum above 0"):
+        Recipe("x", nesterov=True, momentum=0.0)
 
 
 def test_blocks_from_json_become_a_tuple():

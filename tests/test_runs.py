@@ -273,6 +273,12 @@ def test_the_recorded_runs_of_this_repository_are_whole():
         assert best.epoch == row.best_epoch and round(best.val_accuracy, 6) == round(row.val_accuracy, 6), row.recipe
 
 
+def test_where_the_last_epoch_was_kept_its_test_accuracy_is_that_of_the_run():
+    tested = runs.load().dropna(subset="test_accuracy")
+    same = tested[tested.best_epoch == tested.epochs]
+    assert len(same) and (same.test_last_accuracy == same.test_accuracy).all()
+
+
 def test_what_the_records_say_of_distorted_images_is_what_lies_beside_them():
     for path in sorted(runs.RECORDED.glob("*/*/shift.csv")):
         assert runs.read(path.parent).record["corrupted"] == evaluate.corrupted(pd.read_csv(path)), path.parent

@@ -120,6 +120,24 @@ def test_holm_by_pencil():
     assert np.isnan(stats.holm([np.nan])).all() and len(stats.holm([])) == 0
 
 
+def test_a_verdict_is_that_of_the_corrected_p():
+    """Two differences that would each pass alone, and both fail as two of two; and the same of two of three pairs."""
+    steps = stats.steps(table(a=[0.8, 0.809, 0.819], b=[0.801, 0.82, 0.828], c=[0.811, 0.824, 0.833]), "abc")
+    six = np.arange(20) < 6
+    pairs = stats.checkpoints({"none": six & False, "six": six, "same": six & False})
+    assert pairs.p[0] == 2 * 0.5**6
+    for found in (steps, pairs):
+        assert (found.p < 0.05).sum() == 2 and set(found.verdict) == {stats.INSIDE}
+
+
+def test_what_is_compared_need_not_be_called_recipe():
+    runs = table(a=[0.5, 0.6], b=[0.6, 0.7])
+    found = stats.steps(runs.rename(columns={"recipe": "policy"}), "ab", by="policy")
+    pd.testing.assert_frame_equal(found, stats.steps(runs, "ab"))
+    with pytest.raises(CourseError, match="Two rows have one policy and seed"):
+        stats.steps(pd.concat([runs, runs]).rename(columns={"recipe": "policy"}), "ab", by="policy")
+
+
 @pytest.mark.parametrize(
     ("case", "said"),
     [((0.02, 0.001), "higher"), ((-0.02, 0.001), "lower"), ((0.02, 0.05), stats.INSIDE), ((-0.02, 0.2), stats.INSIDE),

@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score
 from helpers import evaluate, runs, train
 from helpers import together as room
 from helpers.augment import Augment, Settings
+from helpers.data import draw_stand_in
 from helpers.runtime import CourseError, generator
 from helpers.together import FILE, mean_of_weights, together
 
@@ -35,6 +36,15 @@ def test_weights_are_means_and_statistics_are_counted_anew(stand_in):
     assert not soup.training
     for model, old in zip(models, before, strict=True):
         assert all(torch.equal(value, old[name]) for name, value in model.state_dict().items())
+
+
+def test_all_images_count_for_the_statistics():
+    """Also those beyond the first batch, which are of another kind here."""
+    images = draw_stand_in(1_000, seed=1).images
+    images[500:] = 255 - images[500:] // 2
+    soup = mean_of_weights(networks(2), images, Augment("none"))
+    seen = soup.stem[0](Augment("none")(images))
+    torch.testing.assert_close(soup.stem[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
 
 
 def test_the_mean_of_one_network_is_that_network(stand_in):
@@ -77,13 +87,17 @@ def test_seeds_are_tested_alone_and_together(seeds):
     assert pd.read_csv(seeds / FILE).equals(table.reset_index())
 
 
-def test_statistics_are_counted_on_training_images_as_they_are_augmented(seeds, monkeypatch):
-    seen, recipe = [], TINY
+def test_statistics_are_counted_on_training_images_as_they_are_augmented(seeds, tmp_path, monkeypatch):
+    seen, changes = [], {"stage": "rotation_autoaugment", "policy": "randaugment", "strength": 0.5}
+    shutil.copytree(seeds, tmp_path / "tiny")
+    for path in (tmp_path / "tiny").glob("*/"):
+        record = runs.read(path).record
+        runs.write_record(path, {**record, "recipe": {**record["recipe"], **changes}})
     monkeypatch.setattr(room, "mean_of_weights", lambda models, *given: seen.append(given) or models[0])
-    together(seeds, stand_in=True)
+    together(tmp_path / "tiny", stand_in=True)
     ((images, augment),) = seen
-    assert torch.equal(images, train.training_data(recipe, stand_in=True).train.images)
-    expected = Augment(recipe.stage, policy=recipe.policy, settings=Settings().scaled(recipe.strength))
+    assert torch.equal(images, train.training_data(TINY, stand_in=True).train.images)
+    expected = Augment("rotation_autoaugment", policy="randaugment", settings=Settings().scaled(0.5))
     assert torch.equal(augment(images[:40], generator(1)), expected(images[:40], generator(1)))
 
 
@@ -100,6 +114,14 @@ def test_one_seed_is_refused(seeds, tmp_path):
     (tmp_path / "x").mkdir()
     with pytest.raises(CourseError, match=r"x has 0 seeds with weights, and it takes two"):
         together(tmp_path / "x", stand_in=True)
+
+
+def test_a_seed_of_another_recipe_is_not_one_of_them(seeds, tmp_path):
+    shutil.copytree(seeds, tmp_path / "tiny")
+    shutil.copytree(seeds / "1", tmp_path / "tiny" / "2")
+    record = runs.read(seeds / "1").record
+    runs.write_record(tmp_path / "tiny" / "2", {**record, "recipe": {**record["recipe"], "seed": 2, "momentum": 0.5}})
+    assert list(together(tmp_path / "tiny", stand_in=True).network[:3]) == ["seed 0", "seed 1", "mean of predictions"]
 
 
 @pytest.mark.parametrize("path", sorted(runs.RECORDED.glob(f"*/{FILE}")), ids=lambda path: path.parent.name)
