@@ -80,7 +80,7 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, a 
              data: Annotated[Path | None, typer.Option(help="A shifted set or a CIFAR-10-C folder; default: the clean "
                                                             "test set, its result kept in the run's record.")] = None,
              corruptions: Annotated[int, typer.Option(help="Also distort the first N test images in every way.",
-                                                      min=0)] = 0,
+                                                      min=0, max=10_000)] = 0,
              out: Annotated[Path | None, typer.Option(help="Default: out/evaluate/<run>/<set>.")] = None,
              stand_in: StandIn = False) -> None:  # fmt: skip
     """Measure weights on a set of images; where it has no labels, write a submission and estimate the accuracy.
@@ -102,7 +102,7 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, a 
         print(seeds.together(run, stand_in).round(4).to_string(index=False))
         return
     chosen = runs.read(run)
-    name = data.stem if data else "test"
+    name = "-".join(data.resolve().parts[-2:]) if data else "test"  # each kind of a CIFAR-10-C has its names
     folder = out or ROOT / "out" / "evaluate" / chosen.label.replace("/", "-") / name
     if data:
         assess.shifted(chosen, data, folder, stand_in)
@@ -116,13 +116,15 @@ def sweep(
                                                     "schedule, policy, beyond, climb, approach) and named recipes (the "
                                                     "recipe beyond: `train beyond --seeds 3`).",
                                                metavar="NAME...")],
-    base: Annotated[str, typer.Option(help="The recipe that a sweep varies: quick, reduced, laptop, paper.")] = "quick",
+    base: Annotated[str | None, typer.Option(help="The recipe that a sweep varies: quick (the default), reduced, "
+                                                  "laptop, paper.")] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds each: 0, 1, ...", min=1, max=1_000)] = 3,
     root: Annotated[Path | None, typer.Option(help="Default: out/runs; data/runs records them.")] = None,
     corruptions: Annotated[int, typer.Option(help="Also test each run on N distorted test images, again where it was "
                                                   "on fewer.", min=0, max=10_000)] = 0,
     ray: Annotated[str, typer.Option(help="Address of the Ray cluster that does the work; auto finds it.")] = "",
-    gpus_per_run: Annotated[float, typer.Option(help="With --ray: the share of a GPU for a run.", min=0.01, max=1)] = 1,
+    gpus_per_run: Annotated[float | None, typer.Option(help="With --ray: the share of a GPU for a run. Default: 1.",
+                                                       min=0.01, max=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and for how long.")] = False,
     stand_in: StandIn = False,
 ) -> None:  # fmt: skip
@@ -131,14 +133,18 @@ def sweep(
     from helpers import runs
     from helpers import sweep as sweeping
 
-    chosen = [recipe for name in names for recipe in recipe_room.named(name, base)]
+    if base and not set(names) & set(recipe_room.SWEEPS):
+        raise CourseError(f"--base {base} changes nothing: of {', '.join(names)}, none is a sweep.")
+    if gpus_per_run and not ray:
+        raise CourseError("--gpus-per-run is for --ray: without it a recipe's seeds share this machine's GPU.")
+    chosen = [recipe for name in names for recipe in recipe_room.named(name, base or "quick")]
     root = root or ROOT / "out" / "runs"
     if dry_run:
         table, said = sweeping.forecast(sweeping.plan(chosen, range(seeds), root, stand_in, corruptions), root)
         print(table.to_string(index=False), *said, sep="\n")
         return
     _warn(stand_in)
-    failures = sweeping.sweep(chosen, range(seeds), root, stand_in, corruptions, ray, gpus_per_run)
+    failures = sweeping.sweep(chosen, range(seeds), root, stand_in, corruptions, ray, gpus_per_run or 1.0)
     done = runs.load(root)
     for recipe in dict.fromkeys(chosen) if len(done) else ():
         rows = done[(done.recipe == recipe.name) & (done.seed < seeds)].dropna(subset="test_accuracy")
@@ -151,11 +157,11 @@ def sweep(
         raise CourseError(f"{counted(len(failures), 'run')} failed, as said above: the same command tries again.")
 
 
-store = typer.Typer(help="Runs on this machine, and their way to another.", no_args_is_help=True)
-app.add_typer(store, name="runs")
+archive = typer.Typer(help="Runs on this machine, and their way to another.", no_args_is_help=True)
+app.add_typer(archive, name="runs")
 
 
-@store.command("list")
+@archive.command("list")
 def runs_list(root: Annotated[Path | None, typer.Option(help="Default: data/runs, the recorded runs.")] = None) -> None:
     """A line for each run: what it is, what it reached, what is kept of it."""
     from helpers import runs
@@ -166,7 +172,7 @@ def runs_list(root: Annotated[Path | None, typer.Option(help="Default: data/runs
     print(runs.listing(table, root or runs.RECORDED).to_string(index=False))
 
 
-@store.command("export")
+@archive.command("export")
 def runs_export(
     file: Annotated[Path, typer.Argument(help="The archive to write, a .zip.")],
     folders: Annotated[list[Path] | None, typer.Argument(help="Folders of runs. Default: all below --root.")] = None,
@@ -184,7 +190,7 @@ def runs_export(
         print(f"{shown(path)}: {path.stat().st_size / 1e6:.1f} MB")
 
 
-@store.command("import")
+@archive.command("import")
 def runs_import(
     files: Annotated[list[Path], typer.Argument(help="What `runs export` wrote.")],
     root: Annotated[Path | None, typer.Option(help="Default: data/runs; it takes current runs on CIFAR-10.")] = None,
@@ -198,7 +204,7 @@ def runs_import(
         print(line)
 
 
-@store.command("publish")
+@archive.command("publish")
 def runs_publish(
     run: Annotated[Path, typer.Argument(help="The folder of a tested run.")],
     file: Annotated[Path, typer.Argument(help="The file to write, a .safetensors; its model card goes beside it.")],

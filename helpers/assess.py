@@ -70,7 +70,7 @@ def shifted(run: runs.Run, path: Path, folder: Path, stand_in: bool = False) -> 
         if truth is not None:
             print(f"the truth, from {shown(answers)}: {evaluate.accuracy(logits, truth)}")
     else:
-        test = ImageSet(images, labels, CLASSES, path.name)
+        test = ImageSet(images, labels, tuple(run.record.get("test", {}).get("classes", CLASSES)), path.name)
         found, logits = evaluate.report(evaluate.load_model(run), test, run.record["recipe"]["precision"])
         _labelled(run, test, found, logits, folder)
 
@@ -102,8 +102,10 @@ def _corrupted(run: runs.Run, table: pd.DataFrame, folder: Path) -> None:
     grid = 100 * table.pivot(index="kind", columns="severity", values="accuracy").loc[table.kind.unique()]
     scored = table.kind[table.kind.isin(distort.SCORED)].nunique()
     print(f"{grid.round(2).to_string()}\n")
-    mean = f"mean corruption accuracy {percent(evaluate.mean_corruption_accuracy(table))}" if scored else "no mean"
-    print(f"{mean}: {scored} scored kinds at {grid.shape[1]} severities, {table['count'].iloc[0]:,} images each")
+    what = "mean corruption accuracy" if scored == len(distort.SCORED) else "mean of those that are scored"
+    mean = f"{what} {percent(evaluate.mean_corruption_accuracy(table))}" if scored else "no mean"
+    print(f"{mean}: {counted(scored, 'scored kind')} at {grid.shape[1]} severities, {table['count'].iloc[0]:,} images "
+          "each")  # fmt: skip
     runs.write_table(folder / "corruptions.csv", table)
     title = f"{run.label}: accuracy by kind and severity"
     _save(plots.heat(grid, title, "%", 10, 100, ".1f"), folder / "corruptions.png")

@@ -34,8 +34,8 @@ FILES = {  # split -> (name, official MD5), as torchvision has them, which takes
     "test": (("test_batch", "40351d587109b95175f43aff81a1287e"),),
 }
 BANNER = (
-    "STAND-IN DATA: CIFAR-10 is not here and could not be downloaded. What follows runs on ten drawn shapes; "
-    "its numbers say that the code works and nothing about the paper."
+    "STAND-IN DATA: CIFAR-10 is not here (`python -m helpers fetch` downloads it). What follows runs on ten drawn "
+    "shapes; its numbers say that the code works and nothing about the paper."
 )
 
 Split = Literal["train", "test"]
@@ -188,6 +188,12 @@ def split_train_val(
         raise CourseError(
             f"Cannot split {len(full.labels):,} images into {train_size:,} for training and {val_size:,} for "
             "validation: both need at least 10, one a class, and so does what is left over, if anything is."
+        )
+    count, low, high = len(full.labels), int(full.labels.min()), int(full.labels.max())
+    if count != len(full.images) or full.labels.dtype != torch.int64 or low < 0 or high >= len(CLASSES):
+        raise CourseError(
+            f"{len(full.images):,} images need as many labels, int64 from 0 to {len(CLASSES) - 1}, but got {count:,}, "
+            f"{str(full.labels.dtype).removeprefix('torch.')} from {low} to {high}."
         )
     indices, labels = np.arange(len(full.labels)), full.labels.numpy()
     try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from helpers import distort, runs
 from helpers.augment import STAGES, Augment, Settings
-from helpers.data import ImageSet, load_set, load_shifted, split_train_val
+from helpers.data import STAND_IN, ImageSet, load_set, load_shifted, source, split_train_val
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, generator, has_bfloat16, percent, pick_device, replacing, shown
 
@@ -209,6 +209,8 @@ def test_metrics(model: nn.Module, test: ImageSet, precision: str) -> dict[str, 
 
 def own_test(run: runs.Run, stand_in: bool = False) -> ImageSet:
     """The test set of the data that a run was trained on; CourseError where that is not here."""
+    if run.record["data"] == STAND_IN and not stand_in and source(stand_in=True) == STAND_IN:
+        raise CourseError(f"{shown(run.path)} was trained on the stand-in set: give --stand-in (stand_in=True).")
     test = load_set("test", stand_in)
     refuse_other_data(run, test)
     return test
@@ -386,7 +388,7 @@ def own_images(run: runs.Run, stand_in: bool = False) -> pd.DataFrame:
              for strength in (0, 0.25, 0.5, 0.75, 1)]  # fmt: skip
     model, rows = load_model(run), []
     for name, part, strength, augment in ways:
-        logits = predict(model, part.images, augment, "float32", generator(6))
+        logits = predict(model, part.images, augment, "float32", generator(6, device=pick_device()))
         rows.append((name, strength, *accuracy(logits, part.labels)))
     table = pd.DataFrame(rows, columns=columns)
     if path.parent.is_dir():

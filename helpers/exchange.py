@@ -192,6 +192,8 @@ def _refusal(what: str, folder: Path | None = None) -> Iterator[None]:
 
 def _members(path: Path) -> Iterator[tuple[str, str, bytes]]:
     """The files of an archive, each after a look at its name, kind and size: the run's label, the name, the content."""
+    if not path.is_file():
+        raise CourseError(f"There is no file {shown(path)}, and nothing was taken in: give what `runs export` wrote.")
     with _refusal(shown(path)), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(members) > MOST or sum(member.file_size for member in members) > LARGEST:
@@ -307,6 +309,10 @@ def _check_test(test: dict[str, Any], bits: Path | None = None) -> None:
         found = np.unpackbits(np.frombuffer(bytes.fromhex(bits.read_text().strip()), np.uint8))
         if len(found) != -(-test["count"] // 8) * 8 or abs(found.sum() - right) > HAIR * test["count"]:
             raise CourseError("its test_correct.txt and its test accuracy differ")
+    if "mirrored" in test:
+        _check_test(test["mirrored"])
+        if test["mirrored"]["count"] != test["count"]:
+            raise CourseError("its test accuracy and that with mirror images are of different images")
 
 
 def _reproduce(run: runs.Run, which: str, stand_in: bool) -> str:

@@ -147,11 +147,12 @@ def rungs(table: pd.DataFrame, base: recipe.Recipe, kind: str = "ladder") -> pd.
     """The rows of a ladder in the order of its rungs, with a column `rung`. Only the quick profile has `-short` runs,
     of fewer images and epochs, and compares those alone.
     """
+    order = {rung.name: at for at, rung in enumerate(LADDERS[kind](base))}
+    table = table.assign(rung=table.recipe.str.removesuffix("-short"))
+    table = table[table.rung.isin(order)]
     short = table.recipe.str.endswith("-short")
     table = table[short] if short.any() else table
-    table = table.assign(rung=table.recipe.str.removesuffix("-short"))
-    order = {rung.name: at for at, rung in enumerate(LADDERS[kind](base))}
-    return table[table.rung.isin(order)].sort_values("rung", key=lambda names: names.map(order), kind="stable")
+    return table.sort_values("rung", key=lambda names: names.map(order), kind="stable")
 
 
 def measured(rows: pd.DataFrame, by: str) -> dict[str, tuple[str, pd.DataFrame]]:

@@ -30,6 +30,8 @@ def publish(run_dir: str | Path, path: str | Path, stand_in: bool = False) -> ru
     for a stand-in run below data/.
     """
     run, path = runs.read(run_dir), Path(path)
+    if not run.path.is_dir():
+        raise CourseError(f"{shown(run.path)} is one file of weights: publish the folder of a run.")
     if "test" not in run.record:
         raise CourseError(f"{shown(run.path)} has not been tested: run `python -m helpers evaluate` on it first.")
     if path.suffix != ".safetensors":
@@ -127,8 +129,9 @@ def _corruptions(run: runs.Run) -> list[str]:
     if not (run.path / "shift.csv").exists():
         return ["It has not been tried on distorted images."]
     table = pd.read_csv(run.path / "shift.csv")
-    clean, worst = table[table.kind == "clean"].iloc[0], table.loc[table.accuracy.idxmin()]
+    clean, table = table[table.kind == "clean"].iloc[0], table[table.kind != "clean"]
     mean, count = evaluate.mean_corruption_accuracy(table), int(clean["count"])
+    worst = table.loc[table.accuracy.idxmin()]
     unfit = table.loc[(table.confidence - table.accuracy).abs().idxmax()]
     return [
         f"Distortions cost it accuracy: {percent(clean.accuracy)} of {count:,} test images as they are, "

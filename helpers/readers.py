@@ -64,7 +64,7 @@ def _checked(images: Any, labels: Any, ids: Any, classes: int) -> tuple[Tensor, 
     return tensor, None if labels is None else whole("labels", labels, classes - 1), whole("ids", ids, 2**63 - 1)
 
 
-# ------------------------------------------------------------------------------------------------- the three forms
+# -------------------------------------------------------------------------------------------------- the four forms
 
 
 def _read_competition(path: Path) -> _Set:

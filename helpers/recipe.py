@@ -26,7 +26,7 @@ SHORT = "On small networks and short schedules strong augmentation costs accurac
 # What a number may be: (lowest, highest), both allowed. Wider than anyone needs, narrow enough to catch a slip.
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
-    "width": (4, 512),
+    "width": (8, 512),  # below it torch 2.14 crashes on CPUs with AVX2, in the pass back through the shortcuts
     "stem_stride": (1, 2),
     "reduction": (0, 256),
     "dropout": (0.0, 0.95),
@@ -110,8 +110,8 @@ class Recipe:
             value, whole = getattr(self, name), isinstance(low, int)
             number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
             if not number or not low <= value <= high:  # NaN fails the comparison
-                kind = "a whole number" if whole else "a number"
-                raise CourseError(f"{name}={value!r} is out of range: expected {kind} from {low:g} to {high:g}.")
+                expected = f"a whole number from {low:,} to {high:,}" if whole else f"a number from {low:g} to {high:g}"
+                raise CourseError(f"{name}={value!r} is out of range: expected {expected}.")
         for name, most, low, high in (("blocks", 4, 1, 50), ("resolutions", 10, 8, 64)):
             values = getattr(self, name)
             values = tuple(values) if isinstance(values, list | tuple) else ()
@@ -135,7 +135,7 @@ class Recipe:
         if self.warmup_epochs >= self.epochs:
             raise CourseError(
                 f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs} to anneal: "
-                f"expected 0 to {self.epochs - 1}."
+                f"expected 0 to {self.epochs - 1}, or more epochs."
             )
         if self.batch_size > self.train_size:
             raise CourseError(

@@ -37,10 +37,10 @@ DEFINITIONS = {
     "augmentation, as the paper counts",
     "images_per_second": "training images by second of wall clock, validation and checkpoints included, while "
     "`side_by_side` runs shared the device",
-    "test": "the 10,000 test images (normalised only) under the weights of the best epoch, looked at once, after "
-    "selection; interval: Wilson, 95 %; top_2: share whose class is among the two likeliest; loss: mean cross-entropy "
-    "in nats; calibration_error: expected, in 15 bins; mirrored: the same of the mean softmax of each image and its "
-    "mirror image",
+    "test": "the first `count` test images (normalised only) under the weights of the best epoch, which they "
+    "did not choose; interval: Wilson, 95 %; top_2: share whose class is among the two likeliest; loss: mean "
+    "cross-entropy in nats; calibration_error: expected, in 15 bins; mirrored: the same of the mean softmax of each "
+    "image and its mirror image",
     "test_last": "accuracy on the same test images under the weights of the last epoch, which nothing was chosen for; "
     "weights of either epoch are the moving average of those trained where ema_decay is above 0",
     "corrupted": "accuracy of the best epoch's weights on the first `count` test images under our versions of the "

@@ -83,6 +83,8 @@ def against(table: pd.DataFrame, base: str, order: Sequence[str], value: str = "
 
 def _by_seed(table: pd.DataFrame, order: Sequence[str], value: str, by: str) -> pd.DataFrame:
     """One row per seed, one column per recipe in order; without those that were not run."""
+    if table.empty:
+        return pd.DataFrame()
     if table.duplicated([by, "seed"]).any():
         raise CourseError(f"Two rows have one {by} and seed: give each run once.")
     wide = table.pivot(index="seed", columns=by, values=value).astype(float)

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from helpers import estimate, evaluate, runs
 from helpers.augment import Augment, Settings
+from helpers.model import Dropout
 from helpers.recipe import Recipe
 from helpers.runtime import CourseError, counted, generator, pick_device, shown
 from helpers.train import training_data
@@ -27,6 +28,9 @@ def mean_of_weights(models: Sequence[nn.Module], images: Tensor, augment: Augmen
     averaged = AveragedModel(models[0])
     for model in models:
         averaged.update_parameters(model)
+    for module in averaged.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0  # the network that is counted for drops nothing
     draws = generator(0, device=images.device)
     update_bn((augment(batch, draws) for batch in images.split(500)), averaged)
     return averaged.module.eval()

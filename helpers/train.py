@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
@@ -373,10 +374,13 @@ class Trainer:
 
 
 def _compile(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The model's pass as fused kernels, made at the first step; on a CPU a C++ compiler makes them."""
-    compiler = os.environ.get("CXX", "g++" if sys.platform == "linux" else "clang++")  # what torch would call
-    if device.type == "cpu" and not shutil.which(compiler):
-        raise CourseError(f"compiled=True needs the C++ compiler {compiler} on a CPU: install it, or leave it False.")
+    """The model's pass as fused kernels, made at the first step with a compiler: on a CPU of C++, on CUDA of C."""
+    if device.type == "cpu":  # what torch would call, and on CUDA Triton
+        wanted = [os.environ.get("CXX", "g++" if sys.platform == "linux" else "clang++")]
+    else:
+        wanted = [os.environ["CC"]] if "CC" in os.environ else ["clang", "gcc"]
+    if not any(map(shutil.which, wanted)):
+        raise CourseError(f"compiled=True needs the compiler {' or '.join(wanted)}: install it, or leave it False.")
     torch._dynamo.config.recompile_limit = 64  # of all networks of a process; beyond it nothing is compiled, silently
     return torch.compile(model, dynamic=False)  # a graph for each size of the images, each of fixed shapes
 
@@ -682,8 +686,8 @@ def _memory_advice(recipe: Recipe, device: torch.device, beside: int) -> Iterato
     try:
         yield
         return
-    except torch.OutOfMemoryError:
-        pass  # leave the handler first: the error holds on to the frames, and so to the memory, of the failed step
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # what they hold is the memory of the failed step
     except RuntimeError as error:
         if "DefaultCPUAllocator" not in str(error):  # torch has no type of its own for it
             raise

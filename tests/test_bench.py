@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torchvision import transforms
 
 from helpers import bench, recipe
+from helpers.augment import Augment
 from helpers.data import draw_stand_in
 from helpers.distort import SCORED
 from helpers.runtime import CourseError
@@ -49,6 +51,30 @@ def test_a_rate_is_images_by_seconds_after_a_call_that_does_not_count(monkeypatc
     calls = []
     assert bench._rate(lambda: calls.append(1), 10, 5) == 10 * 4 / 5
     assert len(calls) == 1 + 4
+
+
+def test_the_augmentation_that_is_measured_is_the_whole_of_it():
+    images = draw_stand_in(40, seed=1).images
+    torch.manual_seed(3)
+    ours = next(bench._course(images, 8))
+    torch.manual_seed(3)
+    picked = images[torch.randint(40, (8,))]
+    assert torch.equal(ours, Augment("rotation_autoaugment")(picked, torch.Generator().manual_seed(0)))
+
+
+def test_the_rivals_leave_out_nothing_of_it():
+    theirs = [type(step).__name__ for step in bench._torchvision(transforms, [transforms.ToTensor()]).transforms]
+    assert theirs == ["RandomCrop", "RandomHorizontalFlip", "RandomRotation", "AutoAugment", "ColorJitter",
+                      "RandomAdjustSharpness", "RandomApply", "ToTensor", "Normalize", "RandomErasing"]  # fmt: skip
+
+
+def test_a_step_of_several_seeds_counts_the_images_of_all(monkeypatch):
+    made = dict.fromkeys(("step", "alone"), lambda: None)
+    monkeypatch.setattr(bench, "LOOPS", {"four": (lambda *_: made, 4)})
+    monkeypatch.setattr(bench, "load_cifar10", lambda split: draw_stand_in(10)[:2])
+    monkeypatch.setattr(bench, "_rate", lambda call, images, seconds: images)
+    found = bench._loop("four", 64, 1.0)
+    assert (found["step"], found["alone"]) == (256, 64)
 
 
 def test_both_loops_train_the_papers_network(monkeypatch):
@@ -92,7 +118,7 @@ def test_without_a_compiler_the_other_loops_are_measured(monkeypatch):
     monkeypatch.setattr(bench, "matmul_flops", lambda: 1e12)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.warns(UserWarning, match=r"^Not measured, this course, compiled: .* needs the C\+\+ compiler"):
+    with pytest.warns(UserWarning, match=r"^Not measured, this course, compiled: .* needs the compiler \S+:"):
         table = bench.train_table((8,), seconds=0.01).set_index("loop")
     assert list(table.index) == list(ours) and table.columns[0] == "batch"
     assert table.loc["this course"].drop("MB").notna().all()

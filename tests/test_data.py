@@ -247,6 +247,15 @@ def test_impossible_splits_are_refused(val, train):
         data.split_train_val(fake_set(), val, train)
 
 
+@pytest.mark.parametrize(("labels", "got"), [
+    (torch.arange(1_000) % 10 + 1, "1,000, int64 from 1 to 10"), (torch.arange(900) % 10, "900, int64 from 0 to 9"),
+    (torch.arange(1_000) % 10 - 1, "1,000, int64 from -1 to 8"), (torch.arange(1_000).int() % 10, "int32 from 0 to 9"),
+])  # fmt: skip
+def test_labels_that_do_not_fit_the_images_are_refused(labels, got):
+    with pytest.raises(CourseError, match=f"1,000 images need as many labels, int64 from 0 to 9, but got .*{got}"):
+        data.split_train_val(fake_set()._replace(labels=labels), 100)
+
+
 def test_a_split_that_leaves_a_class_out_is_refused():
     few = fake_set().take(torch.arange(25))
     with pytest.raises(CourseError, match="Cannot split 25 images by class with seed 0: "):

@@ -1,6 +1,7 @@
 """Accuracy without labels: the estimators on cases whose answer is known, the trials, the intervals, the whole path."""
 
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_the_method_that_erred_least_comes_first():
 
 def test_errors_are_the_mean_absolute_error_with_an_interval_over_kinds():
     draws = np.random.default_rng(0)
-    given_ = {f"kind {i}": draws.normal(0.02, 0.05, 3) for i in range(19)}
+    given_ = {f"kind {i}": draws.normal(0.02, 0.05) + draws.normal(0, 0.005, 3) for i in range(19)}
     (row,) = estimate.errors(table(given_)).itertuples()
     every = np.concatenate(list(given_.values()))
     assert row.error == pytest.approx(sklearn.metrics.mean_absolute_error(np.full(57, 0.5), 0.5 + every))
@@ -145,6 +146,12 @@ def test_the_interval_holds_the_luck_of_validation_too():
     right = (val[0].argmax(1) == labels).numpy().astype(float)
     theirs = bootstrap((right,), np.mean, method="percentile", random_state=1).confidence_interval
     assert row.predicted == pytest.approx(0.75) and (row.low, row.high) == pytest.approx(tuple(theirs), abs=0.026)
+
+
+def test_the_interval_holds_the_luck_of_a_small_set():
+    (val, labels), (other, _) = drawn(4_000, 4), drawn(60, 5, sharpness=2.0)
+    (row,) = estimate.estimate(val, labels, other, table({"a": [0.0], "b": [0.0]})).itertuples()
+    assert (row.high - row.low) / 3.92 > 0.5 * np.sqrt(0.25 / 60)
 
 
 def test_the_interval_for_the_draw_covers_it():
@@ -277,14 +284,19 @@ def test_an_unlabelled_set_gets_a_submission_and_an_estimate(seeds, tmp_path, wi
     with (tmp_path / "set.pkl").open("wb") as file:
         pickle.dump({b"data": pixels, b"ids": np.arange(50) + 100}, file)
     run, out = runs.read(seeds / "0" / "best.safetensors"), tmp_path / "out"
-    given, trials = [], estimate.trials
+    given, trials, found, made = [], estimate.trials, [], estimate.estimate
     monkeypatch.setattr(estimate, "trials", lambda run, val: given.append(val) or trials(run, val))
+    monkeypatch.setattr(estimate, "estimate", lambda *known: found.append(made(*known)) or found[-1])
     assess.shifted(run, tmp_path / "set.pkl", out, stand_in=True)
     held_out = assess.training_data(assess.Recipe.from_dict(run.record["recipe"]), True).val
     assert torch.equal(given[0].images, held_out.images), "tried on images that the network has not learned from"
     printed = capsys.readouterr().out
     assert data.BANNER in printed and "50 rows of ID,Labels" in printed
     assert all(f"  {method} " in printed for method in ("ATC", "DoC", "agreement")) and "truth" not in printed
+    for row in found[0].itertuples():
+        low, high, outer_low, outer_high = map(percent, (row.low, row.high, row.outer_low, row.outer_high))
+        assert f"drawn [{low}, {high}]   in all [{outer_low}, {outer_high}]" in printed
+        assert (low, high) != (outer_low, outer_high)
     submission = pd.read_csv(out / "submission.csv")
     logits = estimate.stack([evaluate.load_model(run)], images, "float32")[0]
     assert submission.ID.tolist() == list(range(100, 150)) and submission.Labels.tolist() == logits.argmax(1).tolist()
@@ -334,7 +346,8 @@ def test_a_labelled_set_and_a_cifar_10_c_folder_are_told_apart(seeds, tmp_path, 
     drawn = {}
     monkeypatch.setattr(assess, "_save", lambda figure, path: drawn.update({path.name: figure.axes[0]}))
     assess.shifted(run, folder, out)
-    assert "mean corruption accuracy" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"mean of those that are scored \S+ %: 1 scored kind at 5 severities, 10 images each\n", said)
     logits = evaluate.predict(evaluate.load_model(run), images, evaluate.Augment("none"), "float32").cpu()
     answers = logits.argmax(1)
     right = [sklearn.metrics.accuracy_score(*pair) for pair in zip(labels.split(10), answers.split(10), strict=True)]

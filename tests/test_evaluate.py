@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
+from sklearn.calibration import calibration_curve
 
 from helpers import assess, data, distort, evaluate, plots, runs, runtime, train
 from helpers.augment import Augment, Settings
 from helpers.recipe import Recipe
-from helpers.runtime import CourseError, generator, pick_device
+from helpers.runtime import CourseError, generator, percent, pick_device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -214,6 +216,15 @@ def test_a_test_set_passes_the_network_twice(tiny, stand_in):
     assert seen == [100, 100]
     assert found == evaluate.test_metrics(model, stand_in.val, "float32")
     assert found["accuracy"] == evaluate.accuracy(logits, stand_in.val.labels).value
+
+
+def test_a_summary_has_a_column_of_each_kind_of_answer(tiny, stand_in):
+    found = evaluate.test_metrics(tiny.network(), stand_in.val, "float32")
+    for part, (_, column) in zip((found, found["mirrored"]), evaluate.summary(found).items(), strict=True):
+        assert column["negative log-likelihood"] == f"{part['loss']:.4f}"
+        assert column["calibration error"] == percent(part["calibration_error"])
+        assert column["accuracy"].startswith(percent(part["accuracy"]))
+    assert found["loss"] != found["mirrored"]["loss"]
 
 
 # ------------------------------------------------------------------------------------------------ corruptions
@@ -475,6 +486,16 @@ def test_a_damaged_list_of_right_answers_is_made_anew(run, few, left):
     assert (evaluate.correct_on_test(run.path, stand_in=True) == right).all() and path.read_bytes() == whole
 
 
+def test_right_answers_are_counted_in_the_precision_of_the_recorded_accuracy(run, few, monkeypatch):
+    runs.write_record(run.path, {**run.record, "recipe": {**run.record["recipe"], "precision": "bfloat16"}})
+    monkeypatch.setattr(evaluate, "has_bfloat16", lambda device: True)
+    kinds, autocast = [], evaluate.autocast
+    monkeypatch.setattr(evaluate, "autocast", lambda device, kind: kinds.append(kind) or autocast(device, kind))
+    evaluate.test_run(run.path, stand_in=True)
+    evaluate.correct_on_test(run.path, stand_in=True)
+    assert set(kinds) == {"bfloat16"}
+
+
 def test_a_run_on_its_own_images_as_they_are_and_augmented(run, few):
     made = Recipe.from_dict(run.record["recipe"])
     own, model = train.training_data(made, stand_in=True), evaluate.load_model(run)
@@ -503,11 +524,45 @@ def test_a_run_on_its_own_images_as_they_are_and_augmented(run, few):
     assert not kept.exists()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_own_images_are_augmented_on_a_gpu_too(run, few):
+    assert len(evaluate.own_images(run, stand_in=True)) == 7
+
+
+def test_own_images_are_those_of_the_runs_split(run, few):
+    changed = runs.write_record(run.path, {**run.record, "recipe": {**run.record["recipe"], "split_seed": 1}})
+    found = evaluate.own_images(changed, stand_in=True)
+    own = train.training_data(Recipe.from_dict(changed.record["recipe"]), stand_in=True)
+    model = evaluate.load_model(run)
+    for row, part in zip(found.itertuples(), (own.train, own.val), strict=False):
+        answers = evaluate.predict(model, part.images, Augment("none"), "float32").argmax(1).cpu()
+        assert row.accuracy == sklearn.metrics.accuracy_score(part.labels, answers)
+
+
+def test_the_tables_of_distorted_images_are_scikit_learns(run, few, monkeypatch):
+    monkeypatch.setattr(distort, "KINDS", ("contrast", "pixelate"))
+    table = evaluate.shifted_metrics(run.path, (1, 5), 50, stand_in=True)
+    test, model = data.load_set("test", stand_in=True).first(50), evaluate.load_model(run)
+    sets = [test.images, *(distort.distort(test.images, kind, n) for kind in distort.KINDS for n in (1, 5))]
+    answers = [evaluate.predict(model, one, Augment("none"), "float32").softmax(1).cpu().max(1) for one in sets]
+    np.testing.assert_allclose(table.confidence, [float(sure.double().mean()) for sure, _ in answers], atol=2e-6)
+    bins = pd.read_csv(run.path / "reliability.csv")
+    for name, part in (("clean", answers[:1]), ("distorted", answers[1:])):
+        confidence = torch.cat([sure for sure, _ in part])
+        right = torch.cat([said == test.labels for _, said in part])
+        own = bins[bins.images == name]
+        theirs = calibration_curve(right, confidence, n_bins=15)
+        np.testing.assert_allclose(own[["accuracy", "confidence"]].T, theirs, atol=2e-6)
+        assert own["count"].sum() == len(right) and own.confidence.between(own.low, own.high).all()
+
+
 def test_distorted_images_that_were_tried_are_not_made_fewer(run, tmp_path, few, monkeypatch, capsys):
     monkeypatch.setattr(distort, "KINDS", ("contrast", "gaussian_blur"))
     assess.clean(run, 20, tmp_path / "out", stand_in=True)
     before = (run.path / "shift.csv").read_bytes()
     assert "as many" not in capsys.readouterr().out
+    assert set(pd.read_csv(tmp_path / "out" / "corruptions.csv").kind) == set(distort.KINDS), "clean is none of them"
     monkeypatch.setattr(assess, "_labelled", lambda *_: None)  # pictures, two thirds of the time, the same each time
     monkeypatch.setattr(plots, "heat", lambda *_: None)
     monkeypatch.setattr(plots, "save", lambda figure, path: None)
@@ -534,12 +589,13 @@ def test_distorted_images_that_were_tried_are_not_made_fewer(run, tmp_path, few,
     assert "30 images each" in capsys.readouterr().out and runs.read(run.path).record["corrupted"]["count"] == 30
 
 
-def test_a_run_on_other_data_is_not_tested(run, without_cifar10):
+@pytest.mark.parametrize("measure", [evaluate.test_run, partial(evaluate.shifted_metrics, severities=(1,), count=10)])
+def test_a_run_on_other_data_is_not_tested(run, few, measure):
     runs.write_record(run.path, {**run.record, "data": "CIFAR-10"})
-    before = (run.path / "run.json").read_bytes()
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
     with pytest.raises(CourseError, match=r"trained on CIFAR-10, the images here are stand-in"):
-        evaluate.test_run(run.path, stand_in=True)
-    assert (run.path / "run.json").read_bytes() == before
+        measure(run.path, stand_in=True)
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
 
 
 def test_an_unfinished_run_is_not_tested(run, without_cifar10):

@@ -120,6 +120,27 @@ def test_the_same_runs_are_the_same_bytes_and_parts_hold_whole_runs(store, tmp_p
     assert not list(tmp_path.glob("d*")) and not list(tmp_path.glob(".*"))
 
 
+def test_all_archives_are_written_or_none(store, tmp_path, monkeypatch):
+    for seed in (1, 2):
+        shutil.copytree(store / "tiny" / "0", tmp_path / "tiny" / str(seed))
+        record = runs.read(store / "tiny" / "0").record
+        runs.write_record(tmp_path / "tiny" / str(seed), {**record, "recipe": {**record["recipe"], "seed": seed}})
+    folders = sorted((tmp_path / "tiny").iterdir())
+    size = sum(map(len, unzipped(exchange.pack(tmp_path / "whole.zip", folders[:1])[0]).values()))
+    write, parts = exchange._write, []
+
+    def full(path, part):
+        parts.append(path)
+        if len(parts) == 2:
+            raise OSError(28, "No space left on device")
+        write(path, part)
+
+    monkeypatch.setattr(exchange, "_write", full)
+    with pytest.raises(CourseError, match="No space left on device"):
+        exchange.pack(tmp_path / "a.zip", folders, split_mb=1.5 * size / 1e6)
+    assert len(parts) == 2 and [path.name for path in tmp_path.iterdir() if path.is_file()] == ["whole.zip"]
+
+
 def test_what_cannot_be_packed_is_said(store, finished_tiny, tmp_path):
     run = store / "tiny" / "0"
     shutil.copytree(run, tmp_path / "twin")
@@ -310,8 +331,8 @@ def test_what_is_no_archive_is_refused(content, tmp_path):
     for value in (b"", b"PK", b"\x1f\x8b\x08", json.dumps({}).encode(), b"PK\x05\x06" + bytes(18)):
         (tmp_path / "a.zip").write_bytes(value)
         refused([tmp_path / "a.zip"], tmp_path / "there", "cannot be read|it holds no run")
-    refused([tmp_path / "nowhere.zip"], tmp_path / "there", r"nowhere\.zip cannot be read.*No such file")
-    refused([tmp_path], tmp_path / "there", "cannot be read")
+    refused([tmp_path / "nowhere.zip"], tmp_path / "there", r"There is no file \S+nowhere\.zip, and")
+    refused([tmp_path], tmp_path / "there", "There is no file")
     locked = bytearray(zipped(tmp_path / "a.zip", content.items()).read_bytes())
     locked[locked.index(b"PK\x01\x02") + 8] |= 1
     locked[locked.index(b"PK\x03\x04") + 6] |= 1
@@ -385,6 +406,13 @@ def test_nothing_that_differs_from_itself_is_believed(content, tmp_path):
         refused([zipped(tmp_path / "a.zip", kept)], tmp_path / "there", f"it has no {name}")
 
 
+def test_a_mirrored_accuracy_that_is_none_is_refused(content, tmp_path):
+    record = json.loads(content["tiny/0/run.json"])
+    record["test"]["mirrored"].update(accuracy=0.999, low=0.0, high=0.001, count=7)
+    files = {**content, "tiny/0/run.json": json.dumps(record).encode()}
+    refused([zipped(tmp_path / "a.zip", files.items())], tmp_path / "there", "accuracy")
+
+
 def test_weights_of_another_network_or_training_are_refused(store, content, tmp_path):
     weights = load_file(store / "tiny" / "0" / "best.safetensors")
     name = next(name for name, value in weights.items() if value.ndim == 4)
@@ -400,6 +428,17 @@ def test_weights_of_another_network_or_training_are_refused(store, content, tmp_
     path = zipped(tmp_path / "a.zip", {**content, "tiny/0/best.safetensors": save(weights)}.items())
     (line,) = exchange.unpack([path], tmp_path / "blind")
     assert "not tested again: their test set is not here" in line
+
+
+def test_an_accuracy_counted_on_other_images_is_not_that_of_the_weights(store, content, tmp_path):
+    record = json.loads(content["tiny/0/run.json"])
+    half = evaluate.share(round(record["test"]["accuracy"] * 1_000), 1_000)
+    record["test"] = {"accuracy": half.value, "low": half.low, "high": half.high, "count": half.count}
+    files = {**content, "tiny/0/run.json": json.dumps(record).encode(),
+             "tiny/0/best.safetensors": (store / "tiny" / "0" / "best.safetensors").read_bytes()}  # fmt: skip
+    del files["tiny/0/test_correct.txt"]
+    said = r"of 2,000 test images right, and its record says \S+ % of 1,000"
+    refused([zipped(tmp_path / "a.zip", files.items())], tmp_path / "there", said, stand_in=True)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

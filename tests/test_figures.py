@@ -91,9 +91,11 @@ def test_the_ladder_is_the_mean_over_seeds_with_its_t_interval(store):
 def test_one_seed_has_the_interval_of_its_images(tmp_path):
     """And the quick profile's short runs are compared among themselves."""
     record(tmp_path, QUICK, 0.9)
-    for rung in recipe.ladder(QUICK)[:2]:
+    for rung, other in zip(recipe.ladder(QUICK)[:2], recipe.ladder(recipe.RECIPES["laptop"])[:2], strict=True):
         record(tmp_path, recipe.short(rung), 0.6)
+        record(tmp_path, other, 0.8)
     drawn = figures.draw(tmp_path)
+    np.testing.assert_allclose(drawn["ladder_laptop"].axes[0].lines[0].get_xdata(), [80, 80])
     axis = drawn["ladder_quick"].axes[0]
     np.testing.assert_allclose(axis.lines[0].get_xdata(), [60, 60])
     np.testing.assert_allclose(whiskers(axis), [[59, 61]] * 2)
@@ -106,6 +108,15 @@ def test_runs_whose_recipe_has_changed_are_not_drawn(store):
     with pytest.warns(UserWarning, match=r"quick/0 \(width\)"):
         axis = figures.draw(store)["ladder_quick"].axes[0]
     assert axis.lines[0].get_xdata()[1] == pytest.approx(51 + 0.15), "seeds 1 and 2 alone"
+
+
+def test_a_rung_that_is_not_tested_is_not_drawn(tmp_path):
+    first, second = recipe.ladder(QUICK)[:2]
+    record(tmp_path, first, 0.5)
+    run = record(tmp_path, second, 0.6)
+    del run.record["test"]
+    runs.write_record(run.path, run.record)
+    assert "ladder_quick" not in figures.draw(tmp_path)
 
 
 def test_a_bar_for_each_tier_beside_the_papers(store):
@@ -183,9 +194,9 @@ def test_an_approach_is_drawn_and_told_once_two_of_its_own_rungs_are_there(store
     assert "| `quick-with_trivialaugment` | policy trivialaugment |" in text
 
 
-def test_one_tier_is_drawn_where_a_recipe_has_run_in_two(store):
+def test_the_tier_nearest_to_the_papers_is_drawn_where_a_recipe_has_run_in_two():
     rows = pd.DataFrame({"recipe": "laptop", "seed": [0, 1, 2], "tier": ["cpu", "gpu", "gpu"]})
-    assert figures.main_run(rows).tier.nunique() == 1
+    assert figures.main_run(rows).seed.tolist() == [1, 2]
 
 
 def test_seeds_tried_on_other_images_are_not_averaged_and_a_damaged_table_is_left_out(tmp_path, monkeypatch):
@@ -304,6 +315,15 @@ def test_the_stand_in_set_is_never_compared_with_the_paper(tmp_path):
     drawn = figures.draw(tmp_path)
     assert set(drawn) == ALWAYS
     assert not any("paper, 300" in texts(figure) for figure in drawn.values())
+
+
+def test_runs_on_other_data_are_not_drawn_among_those_on_cifar10(tmp_path):
+    record(tmp_path, QUICK, 0.5)
+    record(tmp_path, recipe.RECIPES["laptop"], 0.9, source=STAND_IN)
+    drawn = figures.draw(tmp_path, CIFAR10)
+    assert "recipe quick" in texts(drawn["figure_3_loss"]) and "reported_reproduced" in drawn
+    plt.close("all")
+    assert "reported_reproduced" not in figures.draw(tmp_path), "nor is the paper set beside both"
 
 
 def test_without_a_run_the_figures_say_so(tmp_path):

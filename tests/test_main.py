@@ -79,7 +79,7 @@ def test_help_does_not_wait_for_torch(tmp_path, arguments):
     (("train", "quick", "--recipe", "quick"), "Give one recipe to train"),
     (("train", "--recipe", "quick", "--seed", "0", "--seeds", "2"), "--seed K .* or --seeds N .* not both"),
     (("train", "quick", "--seeds", "2", "--run-dir", "x"), "--run-dir is the folder of one run"),
-    (("train", "quick", "--set", "epochs=0"), "epochs=0 is out of range: expected a whole number from 1 to 5000"),
+    (("train", "quick", "--set", "epochs=0"), "epochs=0 is out of range: expected a whole number from 1 to 5,000"),
     (("train", "quick", "--set", "colour=red"), "no field 'colour': expected one of .*learning_rate"),
     (("train", "quick", "--set", "epochs"), "has no value"),
     (("train", "quick", "--set", "name=other"), "cannot change the name"),
@@ -96,7 +96,11 @@ def test_help_does_not_wait_for_torch(tmp_path, arguments):
     (("runs", "list", "--root", "/nonexistent"), "no finished run in /nonexistent"),
     (("runs", "export", "x.zip", "--root", "/nonexistent"), "no finished run to export"),
     (("runs", "export", "x.zip", "y", "--root", "z"), "or the --root that holds them, not both"),
-    (("runs", "import", "/nonexistent.zip"), "cannot be read, and nothing was taken in"),
+    (("runs", "import", "/nonexistent.zip"), "There is no file /nonexistent.zip, and nothing was"),
+    (("runs", "import", ROOT / "README.md"), "cannot be read, and nothing was taken in"),
+    (("runs", "publish", ROOT / "data" / "weights" / "beyond.safetensors", "x.safetensors"), "is one file of weights"),
+    (("sweep", "quick", "--base", "paper"), "--base paper changes nothing: of quick, none is a sweep"),
+    (("sweep", "ladder", "--gpus-per-run", "0.5"), "--gpus-per-run is for --ray"),
     (("runs", "publish", "/nonexistent", "x.safetensors"), "is not a finished run"),
     (("bench", "distort", "nope"), "no benchmark 'nope'"),  # at once: the first takes minutes
     (("reproduce", "--profile", "nope"), "no profile 'nope'"),
@@ -134,6 +138,7 @@ def test_train_then_evaluate_then_again(here, tmp_path):
     assert first.stderr == "", "off a terminal there is no progress bar"
     again = here("train", "quick", *tiny, "--stand-in")
     assert again.stdout.splitlines() == [banner, *lines[2:]], "a finished run is not trained again"
+    assert "was trained on the stand-in set: give --stand-in" in refused(here("evaluate", tmp_path / "run"))
     tested = here("evaluate", tmp_path / "run", "--stand-in", "--out", tmp_path / "out").stdout
     assert tested.splitlines()[0] == banner and tested.splitlines()[-1:] == lines[2:]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["confusion.png", "reliability.png"]

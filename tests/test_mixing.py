@@ -116,7 +116,7 @@ def test_a_box_is_as_tall_and_wide_as_its_image_and_its_centre_a_pixel(monkeypat
     for side, along in zip(sides, (pasted.any(2), pasted.any(1)), strict=True):
         half = side // 8
         assert along.sum(1).max() == 2 * half
-        last = (along * torch.arange(side)).amax(1)  # of a centre drawn from 0 to side - 1: centre + half - 1, or the edge
+        last = (along * torch.arange(side)).amax(1)  # with a centre from 0 to side - 1: centre + half - 1, or the edge
         expected = torch.bincount((torch.arange(side) + half - 1).clamp(max=side - 1), minlength=side) / side
         seen = torch.bincount(last, minlength=side)
         assert not seen[expected == 0].any()

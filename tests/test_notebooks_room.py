@@ -113,6 +113,11 @@ def test_listing_reads_order_titles_and_questions(course):
     assert found[1].question == "Does notebook 02_second hold what it promises?"
 
 
+def test_notebooks_are_chosen_in_their_order(course):
+    chosen = notebooks.choose(["03", "01_first", "03_third"], course)
+    assert [one.name for one in chosen] == ["01_first", "03_third"]
+
+
 def test_listing_of_nothing_and_of_rubbish(tmp_path):
     with pytest.raises(CourseError, match="No notebook"):
         notebooks.listing(tmp_path)
@@ -215,7 +220,7 @@ def test_execute_passes_parameters_and_leaves_no_machine_path(tmp_path):
     ],
 )
 def test_failing_cell_is_named_and_what_ran_is_kept(tmp_path, code, complaint):
-    path = build(tmp_path / "01_a.ipynb", "print('as far as here')", code, "print('never')")
+    path = build(tmp_path / "01_a.ipynb", "print('as far as here')", "", code, "print('never')")  # "" has no number
     output = tmp_path / "out" / "01_a.ipynb"
     with pytest.raises(NotebookFailed, match=rf"^01_a\.ipynb failed in cell In \[3\]: .*{complaint}") as caught:
         notebooks.execute(path, output, timeout=2)
@@ -261,6 +266,12 @@ def test_refresh_twice_gives_the_same_bytes(copy, capsys):
     text = b"".join(before.values()).decode()
     assert not re.search(r"papermill|execution\":|<Figure|3\.\d+\.\d+", text)
     assert "True" in code_text(copy / "01_first.ipynb")  # runs in the notebooks' folder
+
+
+def test_only_what_is_asked_for_is_refreshed(copy, capsys):
+    notebooks.refresh(copy, ["03"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("03_third ")
 
 
 def test_refresh_keeps_a_failing_notebook_as_it_was(tmp_path):

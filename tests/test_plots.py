@@ -17,7 +17,7 @@ import seaborn as sns
 import torch
 from colorspacious import cspace_convert, deltaE
 from matplotlib.collections import LineCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from seaborn.utils import relative_luminance
 
@@ -382,11 +382,19 @@ def test_shares_are_bars_in_per_cent_with_the_truth_beside_them():
     assert not plots.shares(SHARES.drop(columns="true"), "title").axes[0].get_legend()
 
 
-def test_channel_histograms_are_shares_of_the_pixels():
+def test_channel_histograms_are_shares_of_the_pixels_each_in_its_colour():
     drawn = plots.channel_histograms(DRAWN.images).axes[0].lines
+    assert [line.get_label() for line in drawn] == ["red", "green", "blue"]
     for c, line in enumerate(drawn):
+        assert np.argmax(to_rgb(line.get_color())) == c
         expected, _ = np.histogram(DRAWN.images[:, c].numpy(), bins=256, range=(0, 256))
         np.testing.assert_allclose(line.get_ydata(), 100 * expected / expected.sum())
+
+
+def test_histograms_are_numpys_densities():
+    axis = plots.histograms({"p": {"a": [0.1, 0.2, 0.9]}}, "x", [0, 0.5, 1]).axes[0]
+    expected, _ = np.histogram([0.1, 0.2, 0.9], [0, 0.5, 1], density=True)
+    assert sorted(set(axis.patches[0].get_xy()[:, 1])) == pytest.approx(sorted({0, *expected}))
 
 
 @pytest.mark.parametrize(("percent", "scale"), [(True, 100), (False, 1)])

@@ -67,6 +67,11 @@ def test_the_card_says_recipe_data_metrics_and_limits(tested, tmp_path):
     row = table.loc[7]
     assert f"under {row.kind.replace('_', ' ')} of severity 3, it claims 10.00 % and is right on 90.00 %." in card
     assert max(map(len, card.splitlines())) < 300
+    table.loc[table.kind == "clean", "confidence"] = 0.0  # never so far off, but clean is no distortion
+    table.to_csv(tested.path / "shift.csv", index=False)
+    assert publish.card(runs.read(tested.path), tested.record, path.name, 1) == card
+    with pytest.raises(CourseError, match=r"tiny.safetensors is one file of weights: publish the folder of a run"):
+        publish.publish(path, tmp_path / "again.safetensors", stand_in=True)
 
 
 def test_the_card_tells_a_stranger_how_to_predict(tested, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from helpers.runtime import CourseError
 # What the course promises for each number: (lowest, highest), both allowed, written here a second time on purpose.
 WHOLE = {
     "seed": (0, 2**31 - 1),
-    "width": (4, 512),
+    "width": (8, 512),
     "reduction": (0, 256),
     "epochs": (1, 5_000),
     "batch_size": (2, 16_384),
@@ -58,7 +58,7 @@ def refused(field, value):
 
 def names_the_range(message, field):
     low, high = NUMBERS[field]
-    return message.endswith(f"from {low:g} to {high:g}.")
+    return message.endswith(f"from {low:,} to {high:,}." if field in WHOLE else f"from {low:g} to {high:g}.")
 
 
 # ---------------------------------------------------------------------------------------------- the named recipes
@@ -357,7 +357,7 @@ def test_an_unknown_placement_is_refused_with_those_there_are(placement):
     assert refused("se_placement", placement).endswith("expected one of standard, pre, post, identity.")
 
 
-@given(st.integers(4, 64), st.integers(1, 64))
+@given(st.integers(8, 64), st.integers(1, 64))
 def test_a_reduction_divides_the_width(width, reduction):
     if width % reduction == 0:
         assert Recipe("x", width=width, reduction=reduction).reduction == reduction
@@ -375,7 +375,7 @@ def test_an_unknown_field_is_refused_with_the_fields_there_are(change):
 
 
 def test_a_change_is_checked_like_a_new_recipe():
-    with pytest.raises(CourseError, match=r"epochs=0 .*from 1 to 5000"):
+    with pytest.raises(CourseError, match=r"epochs=0 .*from 1 to 5,000"):
         RECIPES["quick"].but(epochs=0)
 
 

@@ -180,8 +180,9 @@ def test_a_run_given_twice_is_named():
         stats.steps(pd.concat([runs, runs]), "ab")
 
 
-def test_an_empty_store_has_no_means():
+def test_an_empty_store_has_no_means_and_no_differences():
     assert stats.over_seeds(pd.DataFrame()).empty
+    assert stats.steps(pd.DataFrame(), "ab").empty and stats.against(pd.DataFrame(), "a", "ab").empty
 
 
 def test_two_recipes_that_share_one_seed_are_not_set_apart_by_what_others_share():

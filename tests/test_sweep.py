@@ -86,6 +86,14 @@ def test_every_run_is_what_it_is_by_itself_and_is_made_once(reference, tmp_path,
     assert swept(tmp_path) == {} and files(tmp_path) == before and capsys.readouterr().out == ""
 
 
+def test_the_images_are_split_by_the_recipes_seed(tmp_path):
+    made = TINY.but(epochs=1, warmup_epochs=0, split_seed=1)
+    assert swept(tmp_path, [made], [0]) == {}
+    images = data.split_train_val(data.load_set("train"), made.val_size, made.train_size, made.split_seed)
+    alone = train.fit(made, images, tmp_path / "alone", device=torch.device("cpu"))
+    assert (tmp_path / "tiny" / "0" / "history.csv").read_bytes() == (alone.path / "history.csv").read_bytes()
+
+
 def test_a_run_asked_for_twice_is_planned_once(tmp_path):
     assert [job.label for job in sweep.plan([TINY, TINY, PAIR[1]], [0, 0], tmp_path)] == ["tiny/0", "tiny-plain/0"]
 
@@ -244,6 +252,23 @@ def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch, capsys):
     assert shown.out.count("\n") == 2
 
 
+def test_the_bar_leaves_out_what_a_failed_run_had_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    many = [jobs.Job(TINY.but(seed=seed), tmp_path, "to train", 800) for seed in (0, 1)]
+    progress = jobs.Progress(many)
+    progress.failed(many[0], "x")
+    assert progress.bar.total == 800
+    progress.bar.close()
+
+
+def test_where_no_run_ends_for_long_there_is_a_line_all_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "QUIET", -1.0)
+    progress = jobs.Progress([jobs.Job(TINY, tmp_path, "to train", 800)])
+    progress.running = 1
+    progress.epoch(TINY, {"epoch": 2})
+    assert capsys.readouterr().out.startswith("tiny/0 epoch 2 of 4  (0 of 1 done, 1 running, 0 waiting, about ")
+
+
 def test_the_rows_of_a_notebook_come_in_the_order_asked_for(reference, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "out_dir", lambda profile: tmp_path / profile)
     shutil.copytree(reference, tmp_path / "quick" / "runs")
@@ -300,6 +325,23 @@ def test_a_forecast_takes_no_rate_of_another_device(reference, tmp_path, monkeyp
     monkeypatch.setattr(jobs, "measure", lambda made: 400.0)
     _, said = sweep.forecast(sweep.plan([TINY], [1], tmp_path, stand_in=True), tmp_path)
     assert said[0] == "tiny and the like: 400 images/s, measured for two seconds now"
+
+
+def test_a_forecast_takes_the_median_of_recorded_runs(reference, tmp_path):
+    for seed, rate in enumerate((1.0, 20.0, 1_000.0)):
+        path = shutil.copytree(reference / "tiny" / "0", tmp_path / "tiny" / str(seed))
+        runs.add_to_record(path, {"recipe": TINY.but(seed=seed).to_dict(), "images_per_second": rate})
+    _, said = sweep.forecast(sweep.plan([TINY], [3], tmp_path, stand_in=True), tmp_path)
+    assert said[0] == "tiny and the like: 20 images/s, as 3 recorded runs of this network had it"
+
+
+def test_a_forecast_takes_no_rate_of_runs_whose_steps_are_shorter(reference, tmp_path, monkeypatch):
+    shutil.copytree(reference / "tiny" / "0", tmp_path / "tiny" / "0")
+    monkeypatch.setattr(jobs, "measure", lambda made: 50.0)
+    slower = [TINY.but(name="sharp", sam_rho=0.05), TINY.but(name="views", consistency=12.0, mixup_alpha=0.0),
+              TINY.but(name="taught", teacher="tiny")]  # fmt: skip
+    _, said = sweep.forecast(sweep.plan(slower, [0], tmp_path, stand_in=True), tmp_path)
+    assert [line.partition(": ")[2] for line in said[:-1]] == ["50 images/s, measured for two seconds now"] * 3
 
 
 def test_without_a_recorded_run_a_forecast_measures(tmp_path, monkeypatch):

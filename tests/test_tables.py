@@ -74,8 +74,22 @@ def test_a_mean_over_some_of_the_seeds_is_not_shown(tmp_path):
     for seed, corrupted in ((0, 0.4), (1, None), (2, 0.5)):
         record(tmp_path, QUICK.but(seed=seed), 0.6, corrupted=corrupted)
     assert cells(tables.recipes(runs.load(tmp_path)))[2][-2:] == ["", ""]
+    assert cells(tables.reported(runs.load(tmp_path)))[-2] == ["test, distorted by us", "not given", "", "", ""]
     record(tmp_path, QUICK.but(seed=1), 0.6, corrupted=0.6)
     assert cells(tables.recipes(runs.load(tmp_path)))[2][-2:] == ["", "50.00 % of 1,000"]
+    record(tmp_path, QUICK.but(seed=2), 0.6, corrupted=0.5, count=200)
+    assert cells(tables.recipes(runs.load(tmp_path)))[2][-2:] == ["", "50.00 %"], "not each of as many images"
+
+
+def test_runs_of_another_recipe_by_now_or_untested_are_not_told(tmp_path):
+    record(tmp_path, QUICK, 0.5)
+    record(tmp_path, QUICK.but(seed=1, width=32), 0.9)
+    run = record(tmp_path, recipe.RECIPES["laptop"], 0.9)
+    del run.record["test"]
+    runs.write_record(run.path, run.record)
+    with pytest.warns(UserWarning, match=r"quick/1 \(width\)"):
+        (row,) = cells(tables.fill("<!-- table: recipes -->\n<!-- end -->", root=tmp_path))[2:]
+    assert (row[0], *row[6:8]) == ("`quick`", "1", "50.00 %")
 
 
 def test_a_column_for_each_tier_empty_where_nothing_was_run(tmp_path):
@@ -103,8 +117,10 @@ def test_what_goes_beyond_the_paper_is_told_of_whole_runs_on_a_gpu(tmp_path):
     low, high = t.interval(0.95, 2, 0.91, 0.01 / np.sqrt(3))
     assert row[4] == f"91.00 % [{100 * low:.2f} to {100 * high:.2f}]"
     assert row[head.index("distorted")] == "71.00 % of 1,000, seed 0, 2"
-    record(tmp_path, recipe.RECIPES["beyond"], 0.8, device=gpu)
-    assert cells(tables.beyond(runs.load(tmp_path)))[3][4] == "80.00 % [79.00 to 81.00]", "one run: over its images"
+    record(tmp_path, recipe.RECIPES["beyond"].but(seed=1), 0.8, device=gpu)
+    row = cells(tables.beyond(runs.load(tmp_path)))[3]
+    assert row[4] == "80.00 % [79.00 to 81.00]", "one run: over its images"
+    assert row[head.index("seed 0 took")] == "", "another seed's time is not told as its"
 
 
 def test_a_ladder_of_one_seed_says_so(tmp_path):
@@ -239,3 +255,7 @@ def test_refreshing_touches_the_blocks_alone(tmp_path):
     first = path.read_text()
     assert first.startswith("# a | 1 |\n<!-- table: speed -->\n|") and first.endswith("<!-- end -->\nb\n")
     assert tables.refresh([path])[0].read_text() == first
+    path.write_text("<!-- table: speed -->\n<!-- end -->\n")
+    with pytest.raises(CourseError, match=r"There is no \S*missing\.md to put tables into"):
+        tables.refresh([path, tmp_path / "missing.md"])
+    assert path.read_text() == "<!-- table: speed -->\n<!-- end -->\n", "all pages or none"

@@ -47,6 +47,12 @@ def test_all_images_count_for_the_statistics():
     torch.testing.assert_close(soup.stem[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
 
 
+def test_branches_are_not_left_out_while_statistics_are_counted(stand_in):
+    model = TINY.but(drop_path=0.9).network()
+    one, again = (mean_of_weights([model], stand_in.train.images[:50], Augment("none")) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.buffers(), again.buffers(), strict=True))
+
+
 def test_the_mean_of_one_network_is_that_network(stand_in):
     model = networks(1)[0]
     soup = mean_of_weights([model, model], stand_in.train.images[:100], Augment("none"))

@@ -14,9 +14,11 @@ import re
 import shutil
 import signal
 import time
+import weakref
 from functools import partial
 
 import a_process
+import numpy as np
 import pandas as pd
 import pytest
 import timm.optim
@@ -25,8 +27,10 @@ import torch.nn.functional as F
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import binomtest, entropy
+from sklearn.metrics import log_loss
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from helpers import checkpoint, data, estimate, evaluate, mixing, runs, train
@@ -175,10 +179,10 @@ def test_the_losses_are_those_of_a_plain_loop(stand_in, tiny, changes):
         assert float(counted_right) == pytest.approx(right.item(), abs=1e-3)
 
 
-@pytest.mark.parametrize("rho", [0.05, 0.5])
-def test_a_sharpness_aware_step_is_the_two_steps_of_the_paper(stand_in, tiny, rho):
+@pytest.mark.parametrize(("rho", "clip"), [(0.05, 0.0), (0.5, 0.0), (0.5, 0.1)])
+def test_a_sharpness_aware_step_is_the_two_steps_of_the_paper(stand_in, tiny, rho, clip):
     """Foret et al. 2021, algorithm 1, written out: uphill by rho, the gradient there, back, then SGD with it."""
-    recipe = tiny.but(dropout=0.0, stage="none", mixup_alpha=0.0, seed=4, sam_rho=rho)
+    recipe = tiny.but(dropout=0.0, stage="none", mixup_alpha=0.0, seed=4, sam_rho=rho, clip_norm=clip)
     trainer = train.Trainer(recipe, stand_in, CPU)
     model = recipe.network().to(memory_format=torch.channels_last)
     model.load_state_dict(trainer.model.state_dict())
@@ -200,6 +204,8 @@ def test_a_sharpness_aware_step_is_the_two_steps_of_the_paper(stand_in, tiny, rh
         second = F.cross_entropy(there(x.contiguous(memory_format=torch.channels_last)), targets)
         for p, g in zip(model.parameters(), torch.autograd.grad(second, list(there.parameters())), strict=True):
             p.grad = g
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         assert loss == pytest.approx(first.item(), rel=1e-5), "what is counted is the loss at the weights themselves"
     for ours, theirs in zip(trainer.model.state_dict().values(), model.state_dict().values(), strict=True):
@@ -401,8 +407,11 @@ def test_both_passes_of_sam_drop_the_same(stand_in, tiny):
 def test_compiling_without_a_compiler_is_refused_at_once(stand_in, tiny, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(CourseError, match=r"compiled=True needs the C\+\+ compiler \S+ on a CPU"):
+    with pytest.raises(CourseError, match=r"compiled=True needs the compiler \S+: install it, or leave it False"):
         train.Trainer(tiny.but(compiled=True), stand_in, CPU)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(CourseError, match="needs the compiler clang or gcc"):
+        train._compile(tiny.network(), torch.device("cuda"))
 
 
 def test_the_loss_goes_down_and_validation_goes_up(stand_in, tiny, tmp_path):
@@ -424,12 +433,32 @@ def test_validation_and_training_images_are_strangers(without_cifar10):
     assert torch.bincount(split.val.labels).tolist() == [recipe.val_size // 10] * 10
 
 
+def test_the_split_is_that_of_the_recipes_seed(tiny, monkeypatch):
+    full = data.draw_stand_in(300, seed=5)
+    monkeypatch.setattr(train, "load_set", lambda split, stand_in: full)
+    for seed in (0, 1):
+        found = train.training_data(tiny.but(split_seed=seed), stand_in=True)
+        expected = data.split_train_val(full, tiny.val_size, tiny.train_size, seed)
+        assert torch.equal(found.val.images, expected.val.images), seed
+
+
 def test_training_does_not_depend_on_the_validation_images(stand_in, tiny, tmp_path):
     other = data.TrainingData(stand_in.train, stand_in.val._replace(images=255 - stand_in.val.images))
     a = fit(tiny, stand_in, tmp_path / "a").history
     b = fit(tiny, other, tmp_path / "b").history
     assert a.train_loss.equals(b.train_loss) and a.train_accuracy.equals(b.train_accuracy)
     assert not a.val_loss.equals(b.val_loss)
+
+
+def test_every_epoch_of_every_seed_has_an_order_of_its_own(stand_in, tiny, monkeypatch):
+    recipe, orders = tiny.but(epochs=3, batch_size=60), []
+    for seed in range(2):
+        trainer, taken = train.Trainer(recipe.but(seed=seed), stand_in, CPU), []
+        monkeypatch.setattr(trainer, "step", lambda index, rate, side, taken=taken: taken.extend(index.tolist()))
+        list(trainer.go())
+        orders += [tuple(taken[at : at + 180]) for at in range(0, len(taken), 180)]
+    assert [len(set(order)) for order in orders] == [180] * 6, "whole batches, no image twice"
+    assert len(set(orders)) == len(set(map(frozenset, orders))) == 6, "and another rest left out each time"
 
 
 def test_without_cifar10_nothing_but_the_quick_profile_trains(without_cifar10):
@@ -652,6 +681,21 @@ def test_a_run_from_before_a_field_existed_is_the_same_run(finished_tiny, stand_
     assert fit(tiny, stand_in, path).record["metrics"] == record["metrics"]
 
 
+def test_an_interrupted_run_knows_its_step(stand_in, tiny, tmp_path, monkeypatch):
+    interrupted(tiny, stand_in, tmp_path)
+    state, _ = checkpoint.read(tmp_path)
+    at, real = len(state["history"]) * train.steps_per_epoch(tiny) + state["done"], mixing.mixed_cross_entropy
+    monkeypatch.setattr(train, "mixed_cross_entropy", lambda *given: real(*given) * math.inf)
+    with pytest.raises(CourseError, match=rf"at step {at} \(epoch 2, "):
+        fit(tiny, stand_in, tmp_path)
+
+
+def test_what_a_killed_process_left_half_written_is_cleared(stand_in, tiny, tmp_path):
+    (tmp_path / ".checkpoint-a.pt.12345.tmp").write_bytes(b"half")
+    fit(tiny.but(epochs=2), stand_in, tmp_path)
+    assert names(tmp_path) == FILES
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_a_torn_checkpoint_is_named_and_the_one_before_it_used(finished_tiny, stand_in, tiny, tmp_path, share, capfd):
     newest, _ = interrupted(tiny, stand_in, tmp_path)
@@ -752,11 +796,23 @@ def test_the_average_is_torchs_own(stand_in, tiny):
 
 
 def test_with_an_average_it_is_what_is_validated_and_kept(stand_in, tiny, tmp_path):
-    fit(tiny.but(ema_decay=0.95), stand_in, tmp_path / "average")
+    run = fit(tiny.but(ema_decay=0.95), stand_in, tmp_path / "average")
+    losses = run.history.set_index("epoch").val_loss
+    for last, epoch in ((False, run.record["best_epoch"]), (True, tiny.epochs)):
+        logits = evaluate.predict(evaluate.load_model(run, last), stand_in.val.images, Augment("none"), "float32")
+        assert float(F.cross_entropy(logits.cpu(), stand_in.val.labels)) == pytest.approx(losses[epoch], abs=1e-5)
     fit(tiny, stand_in, tmp_path / "plain")
     histories = [runs.read(tmp_path / name).history for name in ("average", "plain")]
     assert list(histories[0].train_loss) == list(histories[1].train_loss), "the average does not disturb the training"
     assert list(histories[0].val_loss) != list(histories[1].val_loss)
+
+
+def test_an_average_goes_on_where_it_was_stopped(stand_in, tiny, tmp_path):
+    recipe = tiny.but(ema_decay=0.9)
+    fit(recipe, stand_in, tmp_path / "whole")
+    interrupted(recipe, stand_in, tmp_path / "parts")
+    fit(recipe, stand_in, tmp_path / "parts")
+    assert result(tmp_path / "parts") == result(tmp_path / "whole")
 
 
 def test_biases_and_norms_can_be_spared_weight_decay(tiny):
@@ -797,6 +853,15 @@ def test_resolutions_share_the_epochs(stand_in, tiny):
     for _ in range(trainer.steps + 1):
         next(steps)
     assert (16, 16) in sides and (32, 32) in sides, "trained small, validated in full"
+
+
+def test_small_images_are_pillows(stand_in, tiny):
+    trainer, seen = train.Trainer(tiny.but(stage="none", mixup_alpha=0.0), stand_in, CPU), []
+    trainer.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    trainer.step(torch.arange(tiny.batch_size), 0.0, 16)
+    for ours, x in zip(seen[0], Augment("none")(stand_in.train.images[:3]), strict=False):
+        theirs = [Image.fromarray(c.numpy()).resize((16, 16), Image.Resampling.BILINEAR) for c in x]
+        np.testing.assert_allclose(ours, np.stack(theirs), atol=1e-4)
 
 
 def test_the_linear_scaling_rule(tiny):
@@ -924,6 +989,23 @@ def test_validation_looks_at_the_images_as_they_are_and_through_the_training_aug
             right = model(each).argmax(1) == stand_in.val.labels
             assert found[name] == pytest.approx(float(right.float().mean()))
         trainer.history.append({})
+
+
+def test_the_validation_loss_is_scikit_learns_whatever_the_training_smooths(stand_in, tiny):
+    trainer = train.Trainer(tiny.but(label_smoothing=0.3), stand_in, CPU)
+    chances = evaluate.predict(trainer.model, stand_in.val.images, Augment("none"), "float32").double().softmax(1)
+    expected = log_loss(stand_in.val.labels, chances, labels=range(10))
+    assert trainer.validate(trainer.model)["val_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_recipe_in_bfloat16_is_trained_and_validated_in_it(stand_in, tiny, monkeypatch):
+    monkeypatch.setattr(evaluate, "has_bfloat16", lambda device: True)
+    for precision, kind in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        trainer, kinds = train.Trainer(tiny.but(precision=precision), stand_in, CPU), []
+        trainer.model.fc.register_forward_hook(lambda module, inputs, out, kinds=kinds: kinds.append(out.dtype))
+        trainer.step(torch.arange(tiny.batch_size), 0.01)
+        trainer.validate(trainer.model)
+        assert kinds == [kind] * 3
 
 
 @pytest.fixture(scope="module")
@@ -1080,6 +1162,20 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(stand_in, tiny
     assert not (tmp_path / "run.json").exists()
 
 
+def test_asked_to_stop_after_a_loss_that_is_not_finite_a_run_keeps_nothing_of_it(stand_in, tiny, tmp_path, monkeypatch):
+    real, calls = mixing.mixed_cross_entropy, itertools.count()
+
+    def breaks(*given):
+        if (call := next(calls)) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*given) * (math.inf if call >= 7 else 1)
+
+    monkeypatch.setattr(train, "mixed_cross_entropy", breaks)
+    with pytest.raises(CourseError, match="stopped being finite at step 7"):
+        fit(tiny, stand_in, tmp_path, checkpoint_seconds=3_600)
+    assert not names(tmp_path) & SLOTS
+
+
 def test_a_loss_is_looked_at_now_and_then(stand_in, tiny, tmp_path, monkeypatch):
     """Not only where an epoch or a checkpoint ends: a run on a GPU would waste minutes."""
     real, losses = mixing.mixed_cross_entropy, []
@@ -1108,6 +1204,21 @@ def test_out_of_memory_names_a_batch_that_fits(stand_in, tiny, tmp_path, monkeyp
         fit(tiny, stand_in, tmp_path)
     with pytest.raises(CourseError, match=r"2 runs side by side do not fit .*: train fewer"):
         train_together([tiny, tiny.but(seed=1)], stand_in, [tmp_path / "0", tmp_path / "1"])
+
+
+def test_what_a_failed_step_held_is_free_before_a_smaller_batch_is_tried(stand_in, tiny, tmp_path, monkeypatch):
+    held, alive = [], []
+
+    def fails(self, side):
+        batch = torch.zeros(3)
+        held.append(weakref.ref(batch))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(train.Trainer, "_step", fails)
+    monkeypatch.setattr(train, "fitting_batch_size", lambda *_: alive.append(held[0]() is not None))
+    with pytest.raises(CourseError, match="does not fit"):
+        fit(tiny, stand_in, tmp_path)
+    assert alive == [False]
 
 
 def test_a_folder_belongs_to_one_process(processes, stand_in, tiny, tmp_path):

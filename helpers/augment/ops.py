@@ -24,7 +24,7 @@ NAMES = (
     *("color", "sharpness"),
 )
 WARPS, TONES = range(1, 6), range(6, 13)
-ROTATE, COLOR, SHARPNESS = 5, 13, 14
+COLOR, SHARPNESS = 13, 14
 
 
 def warp_numbers(op: Tensor, magnitude: Tensor) -> dict[str, Tensor]:
