@@ -606,6 +606,9 @@ def test_an_unfinished_run_is_not_tested(run, without_cifar10):
 
 
 def test_without_cifar10_no_run_on_it_is_tested(run, without_cifar10):
+    with pytest.raises(CourseError, match=r"run was trained on the stand-in set: give --stand-in"):
+        evaluate.test_run(run.path)
+    runs.write_record(run.path, {**run.record, "data": "CIFAR-10"})
     with pytest.raises(CourseError, match="CIFAR-10 is not in"):
         evaluate.test_run(run.path)
 
