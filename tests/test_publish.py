@@ -67,7 +67,7 @@ def test_the_card_says_recipe_data_metrics_and_limits(tested, tmp_path):
     row = table.loc[7]
     assert f"under {row.kind.replace('_', ' ')} of severity 3, it claims 10.00 % and is right on 90.00 %." in card
     assert max(map(len, card.splitlines())) < 300
-    table.loc[table.kind == "clean", "confidence"] = 0.0  # never so far off, but clean is no distortion
+    table.loc[table.kind == "clean", "confidence"] = 2.0  # further off than any, but clean is no distortion
     table.to_csv(tested.path / "shift.csv", index=False)
     assert publish.card(runs.read(tested.path), tested.record, path.name, 1) == card
     with pytest.raises(CourseError, match=r"tiny.safetensors is one file of weights: publish the folder of a run"):
