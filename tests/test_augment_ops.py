@@ -105,10 +105,10 @@ def test_within_one_level(name, seed, size, special):
 
 
 @pytest.mark.parametrize("name", ONE_LEVEL)
-def test_a_level_off_is_the_exception(name):
-    """It comes of a rounding that falls the other way, and not of another formula."""
+def test_a_level_off_is_as_often_above_as_below(name):
+    """It comes of a rounding that falls the other way, and not of a formula that is darker."""
     images, m = images_of(4, 70, (32, 32)), magnitudes_for(name, 4, 70)
-    assert (getattr(ops, name)(images, m) == reference(name, images, m)).float().mean() > 0.75
+    assert (getattr(ops, name)(images, m).float() - reference(name, images, m).float()).mean().abs() < 0.1
 
 
 def test_a_threshold_above_all_levels_inverts_none():
