@@ -519,10 +519,11 @@ def test_several_pictures_of_a_cell_are_numbered_and_their_alt_text_is_free_of_t
     outputs = next(cell.outputs for cell in notebook.cells if "image/png" in str(cell.get("outputs")))
     outputs.append(picture())
     see = next(cell for cell in notebook.cells if cell.id == "see")
-    see.source = "*What to see:* at $\\alpha = 0.2$ most $\\lambda < 0.1$ ([Zhang et al.](https://arxiv.org/abs/1710.09412))."
+    cited = "([Zhang et al.](https://arxiv.org/abs/1710.09412))"
+    see.source = f'*What to see:* at $\\alpha = 0.2$ most $\\lambda < 0.1$, "few" in the middle {cited}.'
     nbformat.write(notebook, path)
     page = Page(notebooks.course_report(tmp_path / "report.html", tmp_path))
-    said = "at α=0.2 most λ<0.1 (Zhang et al.)."
+    said = 'at α=0.2 most λ<0.1, "few" in the middle (Zhang et al.).'
     assert page.values("img", "alt") == [f"figure 1 of 2: {said}", f"figure 2 of 2: {said}"]
 
 
