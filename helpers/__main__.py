@@ -102,7 +102,8 @@ def evaluate(run: Annotated[Path | None, typer.Argument(help="A run's folder, a 
         print(seeds.together(run, stand_in).round(4).to_string(index=False))
         return
     chosen = runs.read(run)
-    name = "-".join(data.resolve().parts[-2:]) if data else "test"  # each kind of a CIFAR-10-C has its names
+    # With its folder's name: the kinds of every CIFAR-10-C are called alike. Without the root, or it would lie there.
+    name = "-".join(data.resolve().parts[1:][-2:]) if data else "test"
     folder = out or ROOT / "out" / "evaluate" / chosen.label.replace("/", "-") / name
     if data:
         assess.shifted(chosen, data, folder, stand_in)

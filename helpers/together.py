@@ -23,14 +23,14 @@ def mean_of_weights(models: Sequence[nn.Module], images: Tensor, augment: Augmen
     """One network with the mean of the weights of several of its shape (Wortsman et al. 2022, uniform soup).
 
     The means of their running statistics would fit no network, so these are counted anew on training images uint8
-    [N, 3, H, W] as they are augmented (Izmailov et al. 2018, section 3.2).
+    [N, 3, H, W] as they are augmented (Izmailov et al. 2018, section 3.2), by the network that drops nothing.
     """
     averaged = AveragedModel(models[0])
     for model in models:
         averaged.update_parameters(model)
     for module in averaged.modules():
         if isinstance(module, Dropout):
-            module.p = 0.0  # the network that is counted for drops nothing
+            module.p = 0.0
     draws = generator(0, device=images.device)
     update_bn((augment(batch, draws) for batch in images.split(500)), averaged)
     return averaged.module.eval()

@@ -152,6 +152,15 @@ def test_train_then_evaluate_then_again(here, tmp_path):
     assert "another momentum" in refused(other)
 
 
+def test_sets_of_one_name_do_not_share_a_folder(monkeypatch):
+    seen = []
+    monkeypatch.setattr("helpers.assess.shifted", lambda run, path, folder, stand_in: seen.append(folder))
+    for path in ("/ours/fog.npy", "/theirs/fog.npy", "/set.pkl"):
+        CliRunner().invoke(app, ["evaluate", str(ROOT / "data" / "runs" / "beyond" / "0"), "--data", path])
+    assert [folder.name for folder in seen] == ["ours-fog.npy", "theirs-fog.npy", "set.pkl"]
+    assert {folder.parent for folder in seen} == {ROOT / "out" / "evaluate" / "beyond-0"}
+
+
 def test_outputs_are_stored_only_with_cifar10(monkeypatch):
     def missing():
         raise CourseError("no images")
