@@ -126,8 +126,8 @@ CONTESTANTS = {
 }
 
 
-def _peak_mb() -> float:
-    """Peak resident memory of this process, and what its workers hold alone, in MB; NaN without /proc (not Linux)."""
+def _peak_mib() -> float:
+    """Peak resident memory of this process, and what its workers hold alone, in MiB; NaN without /proc (not Linux)."""
     try:
         texts = [Path("/proc/self/status").read_text()]
         texts += [Path(f"/proc/{child.pid}/smaps_rollup").read_text() for child in multiprocessing.active_children()]
@@ -144,7 +144,7 @@ def _forget_peak() -> None:
 
 
 def _contest(name: str, batch_size: int, seconds: float) -> tuple[float, float]:
-    """Images per second and MB above what the process held before: run in a process of its own.
+    """Images per second and MiB above what the process held before: run in a process of its own.
 
     It loads CIFAR-10 itself, as a training process does: one that never held a large block is slower, since the C
     library then returns every batch's memory to the system. What loading left free is given back first: what a batch
@@ -155,18 +155,18 @@ def _contest(name: str, batch_size: int, seconds: float) -> tuple[float, float]:
     with suppress(OSError, AttributeError):  # the C library's of Linux
         ctypes.CDLL(None).malloc_trim(0)
     _forget_peak()
-    before = _peak_mb()
+    before = _peak_mib()
     batches = CONTESTANTS[name][0](images, batch_size)
     for _ in range(4):  # as many as two workers prefetch, so that none of these is counted
         next(batches)
-    return _rate(lambda: next(batches), batch_size, seconds), max(0.0, _peak_mb() - before)
+    return _rate(lambda: next(batches), batch_size, seconds), max(0.0, _peak_mib() - before)
 
 
 def augment_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 3.0, rounds: int = 4) -> pd.DataFrame:
     """Images/s and memory of the paper's whole augmentation on CIFAR-10 on the CPU, ours and three others.
 
     Every contestant runs in a fresh process, one after the other, `rounds` times around; its best round counts, since
-    other work on the machine can only slow it. "MB" is the peak beyond libraries and data set, and what workers hold;
+    other work on the machine can only slow it. "MiB" is the peak beyond libraries and data set, and what workers hold;
     "ours" is how many times as fast this course is at that batch size. OMP_NUM_THREADS limits the two without workers.
     Raises CourseError where CIFAR-10 is missing.
     """
@@ -184,8 +184,8 @@ def augment_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 3.0
         times = round(best[batch_size, "this course"][0] / rate, 1)
         note = drawn if find_spec(package) else f"{package} is not installed"
         rows.append((name, batch_size, rate, times, peak, note))
-    columns = ["augmentation", "batch", "images/s", "ours", "MB", "drawn for each"]
-    return pd.DataFrame(rows, columns=columns).round({"images/s": 0, "MB": 0})
+    columns = ["augmentation", "batch", "images/s", "ours", "MiB", "drawn for each"]
+    return pd.DataFrame(rows, columns=columns).round({"images/s": 0, "MiB": 0})
 
 
 # Training: one step of the paper's whole recipe, ours and what most CIFAR-10 repositories do -------------------------
@@ -254,10 +254,10 @@ LOOPS = {
 
 
 def _loop(name: str, batch_size: int, seconds: float) -> dict[str, float]:
-    """Images/s of a loop's parts, seconds of its first step, peak memory in MB: run in a process of its own."""
+    """Images/s of a loop's parts, seconds of its first step, peak memory in MiB: run in a process of its own."""
     images, labels = (part[:4096].numpy() for part in load_cifar10("train"))
     _forget_peak()
-    before, (make, count) = _peak_mb(), LOOPS[name]
+    before, (make, count) = _peak_mib(), LOOPS[name]
     parts = make(images, labels, batch_size, count)
     start = time.perf_counter()
     parts["step"]()
@@ -268,7 +268,7 @@ def _loop(name: str, batch_size: int, seconds: float) -> dict[str, float]:
     ]
     rates = pd.DataFrame(windows).median().to_dict()
     on_gpu = torch.cuda.is_available()
-    return {**rates, "first": first, "MB": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _peak_mb() - before}
+    return {**rates, "first": first, "MiB": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _peak_mib() - before}
 
 
 def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 12.0) -> pd.DataFrame:
@@ -303,7 +303,7 @@ def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 12.0)
         "ceiling": (table["images/s"] / ceiling).round(3), "s/epoch": (45_000 / table["images/s"]).round(1),
         "augment": (table["images/s"] / table["augment"]).round(4),
         "between": (1 - table["images/s"] / table["alone"]).round(4),
-        "first s": table["first"].round(1), "MB": table["MB"].round(0),
+        "first s": table["first"].round(1), "MiB": table["MiB"].round(0),
     })  # fmt: skip
 
 

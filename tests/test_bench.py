@@ -97,7 +97,7 @@ def test_the_columns_of_the_steps_follow_from_the_rates(monkeypatch):
     rates = {"plain loop, DataLoader": {"step": 50.0},
              "this course": {"step": 200.0, "alone": 250.0, "augment": 4000.0}}  # fmt: skip
     monkeypatch.setattr(bench, "LOOPS", dict.fromkeys(rates, (None, 1)))
-    monkeypatch.setattr(bench, "_loop", lambda name, batch, seconds: {**rates[name], "first": 0.5, "MB": 7.0})
+    monkeypatch.setattr(bench, "_loop", lambda name, batch, seconds: {**rates[name], "first": 0.5, "MiB": 7.0})
     monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
     monkeypatch.setattr(bench, "load_cifar10", lambda split: None)
     monkeypatch.setattr(bench, "matmul_flops", iter((3e12, 5e12)).__next__)
@@ -105,7 +105,7 @@ def test_the_columns_of_the_steps_follow_from_the_rates(monkeypatch):
     plain, ours = bench.train_table((64,)).set_index("loop").to_dict("index").values()
     assert (plain["ours"], plain["ceiling"], plain["s/epoch"]) == (4.0, 0.125, 900.0)
     assert (ours["ours"], ours["ceiling"], ours["s/epoch"]) == (1.0, 0.5, 225.0)
-    assert (ours["augment"], ours["between"], ours["first s"], ours["MB"]) == (0.05, 0.2, 0.5, 7.0)
+    assert (ours["augment"], ours["between"], ours["first s"], ours["MiB"]) == (0.05, 0.2, 0.5, 7.0)
 
 
 def test_without_a_compiler_the_other_loops_are_measured(monkeypatch):
@@ -121,7 +121,7 @@ def test_without_a_compiler_the_other_loops_are_measured(monkeypatch):
     with pytest.warns(UserWarning, match=r"^Not measured, this course, compiled: .* needs the compiler \S+:"):
         table = bench.train_table((8,), seconds=0.01).set_index("loop")
     assert list(table.index) == list(ours) and table.columns[0] == "batch"
-    assert table.loc["this course"].drop("MB").notna().all()
+    assert table.loc["this course"].drop("MiB").notna().all()
     assert table.loc["this course, compiled"].drop("batch").isna().all()
 
 
@@ -161,6 +161,6 @@ def test_the_best_round_of_each_augmentation_counts_and_ours_is_the_measure(monk
     monkeypatch.setattr(bench, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(bench, "load_cifar10", lambda split: None)
     table = bench.augment_table(batch_sizes=(64,), rounds=3).set_index("augmentation")
-    assert table.loc["this course", ["images/s", "ours", "MB"]].tolist() == [40.0, 1.0, 2.0]
+    assert table.loc["this course", ["images/s", "ours", "MiB"]].tolist() == [40.0, 1.0, 2.0]
     other = table.drop("this course").dropna().iloc[0]
     assert (other["images/s"], other.ours) == (4.0, 10.0)
