@@ -268,7 +268,8 @@ def _loop(name: str, batch_size: int, seconds: float) -> dict[str, float]:
     ]
     rates = pd.DataFrame(windows).median().to_dict()
     on_gpu = torch.cuda.is_available()
-    return {**rates, "first": first, "MiB": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _peak_mib() - before}
+    peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _peak_mib() - before
+    return {**rates, "first": first, "MiB": peak}
 
 
 def train_table(batch_sizes: tuple[int, ...] = (64, 512), seconds: float = 12.0) -> pd.DataFrame:
