@@ -431,8 +431,9 @@ def spectra(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
         style = {"color": PALETTE[i % 10], "linestyle": DASHES[i % 7], "marker": MARKERS[i % 7], "markersize": 4}
         for axis, unit in zip(axes, (1.0, first), strict=True):
             axis.plot(table["frequency"], table["power"] / unit, label=name, linewidth=1.6, **style)
+            # Strong enough that a palette of few colours, as notebooks store pictures, keeps the bands apart.
             axis.fill_between(table["frequency"], table["low"] / unit, table["high"] / unit, color=style["color"],
-                              alpha=0.25, linewidth=0)  # fmt: skip
+                              alpha=0.4, linewidth=0)  # fmt: skip
     axes[0].set(title=title, yscale="log", xlabel="cycles a pixel", ylabel="power")
     axes[1].set(title=f"relative to {next(iter(tables))}", yscale="log", xlabel="cycles a pixel", ylabel="ratio")
     axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))  # few decades: 0.7, 1, 1.5, no powers of ten
