@@ -14,7 +14,7 @@ help:       ## this list
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "Python 3.11 to 3.14 is needed: set PYTHON=")'
 	$(PYTHON) -m venv .venv
-	@echo "Installing into .venv (about 6 GB with CUDA's libraries; minutes, once) ..."
+	@echo "Installing into .venv (about 7 GB with CUDA's libraries; minutes, once) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 

@@ -87,8 +87,11 @@ def _by_seed(table: pd.DataFrame, order: Sequence[str], value: str, by: str) -> 
         return pd.DataFrame()
     if table.duplicated([by, "seed"]).any():
         raise CourseError(f"Two rows have one {by} and seed: give each run once.")
+    order = list(order)
+    if len(set(order)) < len(order):
+        raise CourseError(f"The order {order} names one {by} twice, whose runs would count double: name each once.")
     wide = table.pivot(index="seed", columns=by, values=value).astype(float)
-    return wide.reindex(columns=list(order)).dropna(axis=1, how="all")
+    return wide.reindex(columns=order).dropna(axis=1, how="all")
 
 
 def _differences(wide: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:

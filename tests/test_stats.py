@@ -178,6 +178,8 @@ def test_a_run_given_twice_is_named():
     runs = table(a=[0.5, 0.6], b=[0.6, 0.7])
     with pytest.raises(CourseError, match="Two rows have one recipe and seed"):
         stats.steps(pd.concat([runs, runs]), "ab")
+    with pytest.raises(CourseError, match="names one recipe twice, whose runs would count double"):
+        stats.against(runs, "a", ["a", "b", "a"])
 
 
 def test_an_empty_store_has_no_means_and_no_differences():
