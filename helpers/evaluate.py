@@ -365,6 +365,20 @@ def shifted_metrics(
     return pd.read_csv(run.path / "shift.csv")
 
 
+def tried(
+    run_dir: str | Path, severities: Iterable[int] = distort.SEVERITIES, count: int = 1_000, stand_in: bool = False
+) -> pd.DataFrame:
+    """The table of `shifted_metrics`: read where the run was tried on as many images at these severities, or on more,
+    else made, with no fewer images and severities than before. So a small trial never replaces a large one.
+    """
+    run = runs.read(run_dir)
+    before, known = tried_on(run), set(run.record.get("corrupted", {}).get("severities", ()))
+    whole = (run.path / "reliability.csv").exists() or not run.weights.exists()  # without weights none can be made
+    if before >= count and known.issuperset(severities) and whole and (run.path / "shift.csv").exists():
+        return pd.read_csv(run.path / "shift.csv")
+    return shifted_metrics(run_dir, sorted(known.union(severities)), max(count, before), stand_in)
+
+
 def own_images(run: runs.Run, stand_in: bool = False) -> pd.DataFrame:
     """How many of its own images a finished run gets right, in float32: one row per set, of its first 5,000 or all.
 

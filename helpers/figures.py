@@ -58,8 +58,8 @@ ALT = {
     "from left to right",
     "predicted_accuracy": "Accuracy predicted without labels against the true one, one panel per method, one "
     "point per distorted set, with the line where both are equal",
-    "reported_reproduced": "The paper's accuracies beside ours, a group of bars each for training, validation and test "
-    "images, a bar for the paper and one for each tier that was run",
+    "reported_reproduced": "The paper's accuracies beside ours, a group of bars each for training, validation "
+    "(augmented, and as it is) and test images, a bar for the paper and one for each kind of run",
 }
 
 
@@ -284,6 +284,9 @@ def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame
     texts = [tuple(map(str, row)) for row in others.itertuples(index=False)]  # some values are lists
     like = texts[own.argmax()]
     rows = table[[text == like for text in texts]]
+    for other in scaled.get(field, {}):  # which may differ beside the field, and not alone
+        held = rows[rows.recipe == base].iloc[0]
+        rows = rows[(rows[field].map(str) != str(held[field])) | (rows[other] == held[other])]
     words = rows[field].map(lambda value: _words(field, value))
     for other in scaled.get(field, {}):
         own = rows[other] == rows[other][rows.recipe == base].iloc[0]

@@ -248,7 +248,8 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
     its interval test_low .. test_high on test_count images, all of the best epoch's weights; test_last_accuracy, that
     of the last epoch's; mirrored_accuracy, of the mean over each test image and its mirror image; corrupted_accuracy
     under distortions, on corrupted_count images at corrupted_severities (as text); data, parameters, best_epoch,
-    seconds (wall clock), images_per_second, device, commit, versions (as text); tier; ema (whether those weights are a
+    seconds (wall clock), images_per_second, side_by_side (the runs that shared the device, this one too), device,
+    commit, versions (as text); tier; ema (whether those weights are a
     moving average); stale (the fields that the named recipe has changed since, see `current`); and `history`, whose
     cells are DataFrames with one row per epoch. A damaged run, and one that lies in another's folder, is left out, with
     a warning that names it.
@@ -285,6 +286,7 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
                     key: record[key]
                     for key in ("data", "parameters", "best_epoch", "seconds", "images_per_second", "device", "commit")
                 },
+                "side_by_side": record.get("side_by_side", 1),
                 "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
                 "tier": tier(recipe["name"], record["device"]),
                 "ema": recipe["ema_decay"] > 0,

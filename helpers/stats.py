@@ -87,6 +87,8 @@ def _by_seed(table: pd.DataFrame, order: Sequence[str], value: str, by: str) -> 
         return pd.DataFrame()
     if table.duplicated([by, "seed"]).any():
         raise CourseError(f"Two rows have one {by} and seed: give each run once.")
+    if "recipe" in table and table.duplicated(["recipe", "seed"]).any():
+        raise CourseError(f"One run stands under two names of {by}, and would count double: give each run once.")
     order = list(order)
     if len(set(order)) < len(order):
         raise CourseError(f"The order {order} names one {by} twice, whose runs would count double: name each once.")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import bench, figures, recipe, runs, stats
-from helpers.runtime import ROOT, CourseError, percent, replacing, shown
+from helpers.runtime import ROOT, CourseError, counted, percent, replacing, shown
 
 PAGES = (ROOT / "README.md", figures.FIGURES / "README.md")
 _KEPT = "\N{NO-BREAK SPACE}"  # inside an interval, which a narrow column shall not break
@@ -85,7 +85,7 @@ def tally(found: pd.DataFrame) -> str:
         said = found[column][found[column] != ""].str.replace(r" \(p.*\)", "", regex=True).value_counts()
         counts = ", ".join(f"{said[words]} {words}" for words in stats.VERDICTS if words in said)
         counts = counts.replace(stats.ONE_SEED, "with one seed, of which nothing can be said")
-        parts.append(f"{column.partition(':')[0]}: of {said.sum()} differences {counts}")
+        parts.append(f"{column.partition(':')[0]}: of {counted(said.sum(), 'difference')} {counts}")
     return "; ".join(parts)
 
 
@@ -251,14 +251,15 @@ def beyond(table: pd.DataFrame) -> str:
         part = table[(table.recipe == name) & (table.tier == "gpu")].sort_values("seed")
         if part.empty:
             continue
-        mean, first, counted = stats.over_seeds(part).iloc[0], part.iloc[0], part.dropna(subset=["corrupted_accuracy"])
+        mean, first, tested = stats.over_seeds(part).iloc[0], part.iloc[0], part.dropna(subset=["corrupted_accuracy"])
         low, high = (mean.low, mean.high) if mean.seeds > 1 else figures.over_images(first, "test_accuracy")
+        beside = f", {first.side_by_side} side by side" if first.side_by_side > 1 else ""
         rows.append((
             f"`{name}`", f"{first.parameters / 1e6:.2f} M", f"{first.epochs}", f"{mean.seeds}",
             _cell(percent(mean["mean"]), low, high), _mean_of_all(part, "test_last_accuracy"),
             _mean_of_all(part, "mirrored_accuracy"),
-            f"{_distorted(counted)}, seed {', '.join(map(str, counted.seed))}" if len(counted) else "",
-            f"{first.seconds:,.0f} s, {first.device}" if first.seed == 0 else "",
+            f"{_distorted(tested)}, seed {', '.join(map(str, tested.seed))}" if len(tested) else "",
+            f"{first.seconds:,.0f} s, {first.device}{beside}" if first.seed == 0 else "",
         ))  # fmt: skip
     head = ("recipe", "parameters", "epochs", "seeds", "test", "last epoch", "with mirror images", "distorted",
             "seed 0 took")  # fmt: skip

@@ -557,6 +557,26 @@ def test_the_tables_of_distorted_images_are_scikit_learns(run, few, monkeypatch)
         assert own["count"].sum() == len(right) and own.confidence.between(own.low, own.high).all()
 
 
+def test_a_small_trial_never_replaces_a_large_one(run, few, monkeypatch):
+    monkeypatch.setattr(distort, "KINDS", ("contrast",))
+    made = []
+    monkeypatch.setattr(evaluate, "load_model", lambda run, load=evaluate.load_model: made.append(1) or load(run))
+
+    def tried(*asked):
+        evaluate.tried(run.path, *asked, stand_in=True)
+        said = runs.read(run.path).record["corrupted"]
+        return said["severities"], said["count"], len(made)
+
+    assert tried((2, 3), 20) == ([2, 3], 20, 1)
+    assert tried((3,), 10) == ([2, 3], 20, 1), "it is read"
+    assert tried((1, 3), 10) == ([1, 2, 3], 20, 2) and tried((3,), 30) == ([1, 2, 3], 30, 3)
+    (run.path / "reliability.csv").unlink()
+    assert tried((3,), 10) == ([1, 2, 3], 30, 4) and (run.path / "reliability.csv").exists()
+    run.weights.unlink()
+    (run.path / "reliability.csv").unlink()
+    assert tried((3,), 10) == ([1, 2, 3], 30, 4), "without weights none can be made"
+
+
 def test_distorted_images_that_were_tried_are_not_made_fewer(run, tmp_path, few, monkeypatch, capsys):
     monkeypatch.setattr(distort, "KINDS", ("contrast", "gaussian_blur"))
     assess.clean(run, 20, tmp_path / "out", stand_in=True)

@@ -164,6 +164,20 @@ def test_a_field_is_varied_by_runs_alike_in_all_else(store):
     assert list(dict.fromkeys(figures.varied(table, "reduction")["value"])) == ["no SE", "reduction 4 (quick)"]
 
 
+def test_what_may_differ_beside_a_field_is_not_that_field(store):
+    """A width alone is no other number of blocks, nor a weight decay alone another way to decay."""
+    decay = QUICK.but(name="decoupled", decoupled_decay=True, weight_decay=0.005)
+    for made in (QUICK.but(name="blocks", blocks=(1, 1, 1), width=32), QUICK.but(name="width", width=32), decay,
+                 QUICK.but(name="weight_decay", weight_decay=0.001)):  # fmt: skip
+        record(store, made, 0.5)
+    table = runs.load(store)
+    for field, names in {"blocks": {"quick", "blocks"}, "width": {"quick", "width"},
+                         "decoupled_decay": {"quick", "decoupled"}, "weight_decay": {"quick", "weight_decay"}}.items():
+        assert set(figures.varied(table, field).recipe) == names
+    others = pd.concat(figures.fields(table).values())
+    assert not others[others.recipe != "quick"].duplicated(["recipe", "seed"]).any()
+
+
 def test_a_climb_is_drawn_once_two_rungs_beyond_the_ladder_are_there(store):
     rungs = recipe.climb(QUICK)
     assert [rung.name for rung in rungs[:3]] == ["quick-mixup", "quick", "quick-steered"]

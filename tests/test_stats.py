@@ -180,6 +180,9 @@ def test_a_run_given_twice_is_named():
         stats.steps(pd.concat([runs, runs]), "ab")
     with pytest.raises(CourseError, match="names one recipe twice, whose runs would count double"):
         stats.against(runs, "a", ["a", "b", "a"])
+    twice = pd.concat([runs.assign(value=runs.recipe), runs[runs.recipe == "b"].assign(value="c")])
+    with pytest.raises(CourseError, match="One run stands under two names of value"):
+        stats.against(twice, "a", "abc", by="value")
 
 
 def test_an_empty_store_has_no_means_and_no_differences():

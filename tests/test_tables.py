@@ -121,6 +121,10 @@ def test_what_goes_beyond_the_paper_is_told_of_whole_runs_on_a_gpu(tmp_path):
     row = cells(tables.beyond(runs.load(tmp_path)))[3]
     assert row[4] == "80.00 % [79.00 to 81.00]", "one run: over its images"
     assert row[head.index("seed 0 took")] == "", "another seed's time is not told as its"
+    run = record(tmp_path, recipe.RECIPES["beyond"].but(seed=0), 0.8, device=gpu)
+    runs.add_to_record(run.path, {"side_by_side": 5})
+    assert set(runs.load(tmp_path).side_by_side) == {1, 5}
+    assert cells(tables.beyond(runs.load(tmp_path)))[3][-1] == "60 s, NVIDIA H200, 5 side by side"
 
 
 def test_a_ladder_of_one_seed_says_so(tmp_path):
