@@ -372,11 +372,12 @@ def tried(
     else made, with no fewer images and severities than before. So a small trial never replaces a large one.
     """
     run = runs.read(run_dir)
-    before, known = tried_on(run), set(run.record.get("corrupted", {}).get("severities", ()))
+    before = run.record.get("corrupted", {"count": 0, "severities": []})
+    enough = before["count"] >= count and {*before["severities"]}.issuperset(severities)
     whole = (run.path / "reliability.csv").exists() or not run.weights.exists()  # without weights none can be made
-    if before >= count and known.issuperset(severities) and whole and (run.path / "shift.csv").exists():
+    if enough and whole and is_told(run):
         return pd.read_csv(run.path / "shift.csv")
-    return shifted_metrics(run_dir, sorted(known.union(severities)), max(count, before), stand_in)
+    return shifted_metrics(run_dir, sorted({*before["severities"], *severities}), max(count, before["count"]), stand_in)
 
 
 def own_images(run: runs.Run, stand_in: bool = False) -> pd.DataFrame:

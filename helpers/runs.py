@@ -249,10 +249,9 @@ def load(root: Path = RECORDED) -> pd.DataFrame:
     of the last epoch's; mirrored_accuracy, of the mean over each test image and its mirror image; corrupted_accuracy
     under distortions, on corrupted_count images at corrupted_severities (as text); data, parameters, best_epoch,
     seconds (wall clock), images_per_second, side_by_side (the runs that shared the device, this one too), device,
-    commit, versions (as text); tier; ema (whether those weights are a
-    moving average); stale (the fields that the named recipe has changed since, see `current`); and `history`, whose
-    cells are DataFrames with one row per epoch. A damaged run, and one that lies in another's folder, is left out, with
-    a warning that names it.
+    commit, versions (as text); tier; ema (whether those weights are a moving average); stale (the fields that the named
+    recipe has changed since, see `current`); and `history`, whose cells are DataFrames with one row per epoch. A
+    damaged run, and one that lies in another's folder, is left out, with a warning that names it.
     """
     rows = []
     for path in sorted(Path(root).glob("*/*/run.json")):

@@ -572,9 +572,11 @@ def test_a_small_trial_never_replaces_a_large_one(run, few, monkeypatch):
     assert tried((1, 3), 10) == ([1, 2, 3], 20, 2) and tried((3,), 30) == ([1, 2, 3], 30, 3)
     (run.path / "reliability.csv").unlink()
     assert tried((3,), 10) == ([1, 2, 3], 30, 4) and (run.path / "reliability.csv").exists()
+    (run.path / "shift.csv").write_text("kind,severity")
+    assert tried((3,), 10) == ([1, 2, 3], 30, 5), "a damaged table is made anew, of as many images"
     run.weights.unlink()
     (run.path / "reliability.csv").unlink()
-    assert tried((3,), 10) == ([1, 2, 3], 30, 4), "without weights none can be made"
+    assert tried((3,), 10) == ([1, 2, 3], 30, 5), "without weights none can be made"
 
 
 def test_distorted_images_that_were_tried_are_not_made_fewer(run, tmp_path, few, monkeypatch, capsys):
