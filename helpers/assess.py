@@ -36,13 +36,9 @@ def clean(run: runs.Run, corruptions: int, folder: Path, stand_in: bool = False)
     run = runs.add_to_record(run.path, entries) if recorded else runs.Run(run.path, {**run.record, **entries})
     if corruptions and recorded:
         before = run.record.get("corrupted", {"count": 0})["count"]
-        whole = evaluate.is_told(run) and run.record["corrupted"]["severities"] == [*distort.SEVERITIES]
         if before > corruptions:
             print(f"{run.label} has been tried on {before:,} distorted images before: as many are told.\n")
-        if before > corruptions and whole and (run.path / "reliability.csv").exists():
-            table = pd.read_csv(run.path / "shift.csv")
-        else:
-            table = evaluate.shifted_metrics(run.path, distort.SEVERITIES, max(before, corruptions), stand_in)
+        table = evaluate.tried(run.path, distort.SEVERITIES, corruptions, stand_in)
         _corrupted(run, table[table.kind != "clean"].reset_index(drop=True), folder)
         estimate.trials(run, _validation(run, stand_in))
         evaluate.correct_on_test(run.path, stand_in)

@@ -284,13 +284,11 @@ def varied(table: pd.DataFrame, field: str, base: str = "quick") -> pd.DataFrame
     texts = [tuple(map(str, row)) for row in others.itertuples(index=False)]  # some values are lists
     like = texts[own.argmax()]
     rows = table[[text == like for text in texts]]
+    held, words = rows[rows.recipe == base].iloc[0], rows[field].map(lambda value: _words(field, value))
     for other in scaled.get(field, {}):  # which may differ beside the field, and not alone
-        held = rows[rows.recipe == base].iloc[0]
-        rows = rows[(rows[field].map(str) != str(held[field])) | (rows[other] == held[other])]
-    words = rows[field].map(lambda value: _words(field, value))
-    for other in scaled.get(field, {}):
-        own = rows[other] == rows[other][rows.recipe == base].iloc[0]
+        own, varies = rows[other] == held[other], rows[field].map(str) != str(held[field])
         words = words.where(own, words + ", " + rows[other].map(lambda value, other=other: _words(other, value)))
+        rows, words = rows[own | varies], words[own | varies]
     words = words.mask(words.isin(words[rows.recipe == base]), lambda own: own + f" ({base})")
     rows = rows.assign(value=words, base=base)
     first = rows.sort_values("recipe", key=lambda names: names != base, kind="stable").groupby("value").recipe.first()
